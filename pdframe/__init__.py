@@ -1,0 +1,1 @@
+"""pdframe: a modular plugin framework for inverse problems."""
