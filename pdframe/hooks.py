@@ -1,13 +1,14 @@
-"""What a plugin author needs: `hookimpl`, `Entry` and `Config`. Nothing heavy is imported here."""
+"""What a plugin author needs: `hookimpl`, `Entry`, `Config`, `BackendMissing`. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 GROUP = "pdframe"
 Kind = Literal["operator", "prior", "solver", "dataset", "metric", "noise"]
@@ -15,6 +16,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+class BackendMissing(ImportError):
+    """A library or device that a plugin needs is not on this machine; the message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,51 @@ class Entry:
     extra: str = ""
 
 
+class Written(str):
+    """Text that somebody wrote in a file or on the command line; relative paths in it start from `folder`."""
+
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path | str = "") -> Written:
+        written = super().__new__(cls, text)
+        written.folder = Path(folder)
+        return written
+
+
 class Config(BaseModel):
     """Settings of one plugin as a TOML gives them: frozen, unknown keys refused.
 
     A subclass defines `build`. Its parameters say what else it needs, by name, from what the run already has:
     `prior`, `operator`, `grid`. They are supplied by `pdframe.build`.
+
+    A setting that is a file has the type `pathlib.Path`: written in a TOML, it is relative to that TOML's folder.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _as_written(cls, raw: Any, validate: Callable[[Any], Any]) -> Any:
+        value = validate(raw)
+        # pydantic would read "3" and true as the number they resemble; in a TOML that is a mistake.
+        if isinstance(value, int | float):
+            if isinstance(raw, str):
+                raise ValueError(f"should be {value!r} without quotes")
+            if isinstance(raw, bool) and not isinstance(value, bool):
+                raise ValueError(f"should be a number, got {str(raw).lower()}")
+        return _located(value, raw)
+
+
+def _located(value: Any, raw: Any) -> Any:
+    """Every path inside `value`, made absolute by the folder that `raw` was written in."""
+    if isinstance(value, Path):
+        value = value.expanduser()
+        return (raw.folder / value).resolve() if isinstance(raw, Written) else value
+    if isinstance(value, list | tuple) and isinstance(raw, list | tuple) and len(value) == len(raw):
+        return type(value)(_located(v, r) for v, r in zip(value, raw, strict=True))
+    if isinstance(value, dict) and isinstance(raw, dict) and value.keys() == raw.keys():
+        return {key: _located(v, raw[key]) for key, v in value.items()}
+    return value
 
 
 class Hooks:

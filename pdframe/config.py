@@ -1,0 +1,194 @@
+"""An experiment as a TOML tells it: read, completed by the plugins' own settings, checked, dumped and hashed.
+
+A table that names a plugin (`[solver] name = "dds"`) is checked by that plugin's Config, and only plugins that are
+named are imported. `extends` and `--set` are laid over each other as tables before anything is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+
+from pdframe import layers, registry
+from pdframe.hooks import Config
+from pdframe.mistakes import ConfigError, explain
+from pdframe.part import Part, PartOf
+
+if TYPE_CHECKING:
+    from pdframe.train import TrainConfig
+
+OperatorPart = Annotated[Part, PartOf("operator")]
+PriorPart = Annotated[Part, PartOf("prior")]
+SolverPart = Annotated[Part, PartOf("solver")]
+DatasetPart = Annotated[Part, PartOf("dataset")]
+MetricPart = Annotated[Part, PartOf("metric")]
+NoisePart = Annotated[Part, PartOf("noise")]
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def _name_or_file(value: Any) -> Any:
+    """A name has neither dot nor slash; anything else is a file."""
+    return Path(value) if isinstance(value, str) and any(mark in value for mark in "./\\") else value
+
+
+class Measurement(Config):
+    """How the measurement is simulated from the truth, or where a frozen one is."""
+
+    seed: int = Field(0, ge=0, description="seed of the noise; the solver has its own")
+    frozen: Annotated[str | Path, BeforeValidator(_name_or_file)] = Field(
+        "", description="name or file of a frozen measurement, used instead of simulating one"
+    )
+    simulate_on: Literal["native", "grid"] = Field(
+        "native", description="simulate on the dataset's native (finer) grid where it has one, or on the grid itself"
+    )
+    detector_oversampling: int = Field(1, ge=1, description="detector samples per pixel and axis in the simulation")
+
+
+class Budget(Config):
+    """Where a solve stops, in the currencies that a run is charged in; what is left out is not limited."""
+
+    seconds: float | None = Field(None, gt=0)
+    network_voxels: float | None = Field(None, gt=0, description="voxel-evaluations of the network")
+    network_flops: float | None = Field(None, gt=0)
+    view_calls: float | None = Field(None, gt=0, description="projected and back-projected views")
+
+
+class Report(Config):
+    """What the picture shows."""
+
+    window_hu: tuple[float, float] = Field((-1000.0, 400.0), description="grey-value window, HU")
+
+    @model_validator(mode="after")
+    def _window_opens(self) -> Report:
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise ValueError(f"window_hu must be (low, high) with low < high, got {list(self.window_hu)}")
+        return self
+
+
+class Experiment(Config):
+    """One experiment: a problem simulated from a dataset's item, solved by one method or by several side by side."""
+
+    title: str = ""
+    seed: int = Field(0, ge=0, description="seed of the solver")
+    device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1"...')
+    samples: int = Field(1, ge=1, description="posterior samples drawn by a solver that draws")
+    item: str = Field("", description="name of the dataset's item; empty for the first")
+    dataset: DatasetPart
+    operator: OperatorPart
+    noise: NoisePart | None = None
+    measurement: Measurement = Measurement()
+    prior: PriorPart | None = Field(None, description="prior of every method that asks for one and has none of its own")
+    solver: SolverPart
+    compare: tuple[SolverPart, ...] = Field((), description="further methods on the same measurement")
+    budget: Budget = Budget()
+    metrics: MetricPart | None = None
+    report: Report = Report()
+
+    _source: Path | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _methods_are_complete(self) -> Experiment:
+        labels = [method.label for method in self.methods]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"two methods are labelled {twice[0]!r}; give one another `label`")
+        for method in self.methods:
+            if "prior" in method.needs and method.prior is None:
+                raise ValueError(f"solver {method.name!r} needs a [prior] table")
+        return self
+
+    @property
+    def methods(self) -> tuple[Part, ...]:
+        """The solver and those it is compared with, each with the prior that it is to use."""
+        return tuple(method.with_prior(self.prior) for method in (self.solver, *self.compare))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every plugin that this experiment names."""
+        named = (self.dataset, self.operator, self.noise, self.prior, self.metrics)
+        own_priors = [method.prior for method in (self.solver, *self.compare)]
+        return tuple(p for p in (*named, self.solver, *self.compare, *own_priors) if p is not None)
+
+    @property
+    def source(self) -> Path | None:
+        """The file that it was read from, if it was."""
+        return self._source
+
+    def require(self) -> None:
+        """BackendMissing, before any work is done, if a plugin named here lacks a library on this machine."""
+        for part in self.parts:
+            registry.require(part.entry)
+
+    def run(self, out_dir: str | os.PathLike[str] | None = None, **options: Any) -> Any:
+        """`pdframe.run.run_experiment` on this experiment."""
+        from pdframe.run import run_experiment
+
+        return run_experiment(self, out_dir=out_dir, **options)
+
+
+def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in a TOML file (or in a dict), after `overrides` such as "solver.steps=20".
+
+    ConfigError names the file, the place and the nearest valid name of each mistake.
+    """
+    return read(Experiment, source, overrides)
+
+
+def load_training(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+    """The training in a TOML file (or in a dict): as `load`, for `pdframe train`."""
+    from pdframe.train import TrainConfig
+
+    return read(TrainConfig, source, overrides)
+
+
+def read(
+    model: type[AnyConfig], source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> AnyConfig:
+    """Any Config from a TOML file or a dict, with `extends` and `overrides` applied."""
+    stack = [layers.Layer("settings", dict(source))] if isinstance(source, Mapping) else layers.read(Path(source))
+    stack += [layers.override(text) for text in overrides]
+    try:
+        config = model.model_validate(layers.merged(stack))
+    except ValidationError as error:
+        mistakes = explain(error, model)
+        raise ConfigError(mistakes, {m: layers.blame(stack, m.place) for m in mistakes}) from None
+    if isinstance(config, Experiment) and not isinstance(source, Mapping):
+        config._source = Path(source).resolve()
+    return config
+
+
+def dump(config: Config) -> str:
+    """The resolved settings as TOML: every default filled in, paths absolute. `load` reads it back as it was."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def sha256(config: Config) -> str:
+    """Hash of the resolved settings, the same on every machine: keys sorted, paths relative to the TOML's folder."""
+    folder = config.source.parent if isinstance(config, Experiment) and config.source else Path.cwd()
+
+    def plain(value: object) -> object:
+        if isinstance(value, Path):
+            return Path(os.path.relpath(value, folder)).as_posix()
+        if isinstance(value, Enum):
+            return value.value
+        raise TypeError(f"a setting must be text, a number, a path, or a table or list of these: got {value!r}")
+
+    table = config.model_dump(mode="python", exclude_none=True)
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of an experiment's TOML over all installed plugins: a table's `name` decides what it may hold."""
+    table = Experiment.model_json_schema()
+    file_name = {"type": "string", "description": "TOML that this one is laid over"}
+    table["properties"]["extends"] = {"anyOf": [file_name, {"type": "array", "items": file_name}]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **table, "title": "pdframe experiment"}
