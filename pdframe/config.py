@@ -23,7 +23,8 @@ from pdframe.mistakes import ConfigError, explain
 from pdframe.part import Part, PartOf
 
 if TYPE_CHECKING:
-    from pdframe.train import TrainConfig
+    from pdframe.core import budget as core_budget
+    from pdframe.training import Training
 
 OperatorPart = Annotated[Part, PartOf("operator")]
 PriorPart = Annotated[Part, PartOf("prior")]
@@ -31,6 +32,7 @@ SolverPart = Annotated[Part, PartOf("solver")]
 DatasetPart = Annotated[Part, PartOf("dataset")]
 MetricPart = Annotated[Part, PartOf("metric")]
 NoisePart = Annotated[Part, PartOf("noise")]
+TaskPart = Annotated[Part, PartOf("task")]
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -58,8 +60,15 @@ class Budget(Config):
 
     seconds: float | None = Field(None, gt=0)
     network_voxels: float | None = Field(None, gt=0, description="voxel-evaluations of the network")
-    network_flops: float | None = Field(None, gt=0)
-    view_calls: float | None = Field(None, gt=0, description="projected and back-projected views")
+    network_flops: float | None = Field(None, gt=0, description="floating-point operations of the network")
+    view_calls: int | None = Field(None, gt=0, description="projected and back-projected views")
+    steps: int | None = Field(None, gt=0, description="outer iterations of the solver")
+
+    def build(self) -> core_budget.Budget:
+        """The same limits as `solve` takes them."""
+        from pdframe.core.budget import Budget as Limits
+
+        return Limits(**dict(self))
 
 
 class Report(Config):
@@ -134,6 +143,29 @@ class Experiment(Config):
         return run_experiment(self, out_dir=out_dir, **options)
 
 
+class Sampling(Config):
+    """Volumes drawn from a prior alone."""
+
+    title: str = ""
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1"...')
+    samples: int = Field(1, ge=1, description="volumes to draw")
+    shape: tuple[int, ...] = Field((128, 128, 128), description="voxels along (z, y, x)")
+    spacing_mm: tuple[float, ...] = Field((2.75, 2.75, 2.75), description="voxel size along (z, y, x)")
+    steps: int = Field(50, ge=1, description="noise levels")
+    prior: PriorPart
+    nearest: DatasetPart | None = Field(None, description="dataset whose nearest volume is shown beside each sample")
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _one_spacing_per_axis(self) -> Sampling:
+        if len(self.shape) != len(self.spacing_mm) or min(self.shape) < 1 or min(self.spacing_mm) <= 0:
+            raise ValueError(
+                f"shape and spacing_mm need one positive value per axis, got {self.shape} and {self.spacing_mm}"
+            )
+        return self
+
+
 def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in a TOML file (or in a dict), after `overrides` such as "solver.steps=20".
 
@@ -142,11 +174,16 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence
     return read(Experiment, source, overrides)
 
 
-def load_training(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+def load_training(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Training:
     """The training in a TOML file (or in a dict): as `load`, for `pdframe train`."""
-    from pdframe.train import TrainConfig
+    from pdframe.training import Training
 
-    return read(TrainConfig, source, overrides)
+    return read(Training, source, overrides)
+
+
+def load_sampling(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Sampling:
+    """The sampling in a TOML file (or in a dict): as `load`, for `pdframe sample`."""
+    return read(Sampling, source, overrides)
 
 
 def read(

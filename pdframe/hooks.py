@@ -11,7 +11,7 @@ import pluggy
 from pydantic import BaseModel, ConfigDict, field_validator
 
 GROUP = "pdframe"
-Kind = Literal["operator", "prior", "solver", "dataset", "metric", "noise"]
+Kind = Literal["operator", "prior", "solver", "dataset", "metric", "noise", "task"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -26,7 +26,7 @@ class BackendMissing(ImportError):
 class Entry:
     """One thing that a plugin offers. Registering it imports nothing: `target` is loaded on first use.
 
-    kind: which contract it fulfils.
+    kind: which contract it fulfils; a "task" is what `pdframe train` trains (a `pdframe.train.Trainable`).
     name: what a TOML writes.
     target: "module:attribute" of its `Config` subclass.
     summary: one line for `pdframe plugins`.
