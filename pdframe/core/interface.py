@@ -6,7 +6,7 @@ import abc
 import inspect
 
 
-class Interface(abc.ABC):
+class Interface(abc.ABC):  # noqa: B024 (it is the rule, not a contract)
     """Parent of every contract. A subclass either declares (abstract) or runs (final).
 
     A class whose methods are all implemented may not be subclassed: to change what it does, wrap it or

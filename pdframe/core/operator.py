@@ -76,7 +76,7 @@ def pseudoinverse(operator: ForwardOperator, y: Tensor) -> Tensor:
     """
     from pdframe.core.linalg import cgls
 
-    return cgls(operator, y, iterations=20)
+    return cgls(operator, y, iterations=20).x
 
 
 @functools.singledispatch
@@ -88,7 +88,7 @@ def operator_norm(operator: ForwardOperator, *, device: torch.device | str = "cp
     """
     from pdframe.core.linalg import power_iteration
 
-    return power_iteration(operator, iterations=30, device=device)
+    return float(power_iteration(operator, iterations=30, device=device))
 
 
 def adjoint_mismatch(operator: ForwardOperator, *, rng: torch.Generator, device: torch.device | str = "cpu") -> float:

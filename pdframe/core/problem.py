@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pdframe.core.grid import Grid
 from pdframe.core.interface import Interface
-from pdframe.core.noise import NoNoise, Noise
+from pdframe.core.noise import Noise, NoNoise
 from pdframe.core.operator import ForwardOperator
 
 

@@ -1,0 +1,197 @@
+"""What a solve may cost, what it did cost, and the proxies that count it: by measurement, not by trust."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdframe.core.grid import Grid
+from pdframe.core.operator import ForwardOperator, operator_norm, pseudoinverse
+from pdframe.core.prior import Prior, prior_cost, prior_on
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one solve; None is no limit. Looked at between steps, so the last step may run over: `Usage` says by
+    how much. `steps` counts the solver's outer iterations."""
+
+    seconds: float | None = None
+    network_voxels: float | None = None
+    network_flops: float | None = None
+    view_calls: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            limit = getattr(self, f.name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"a budget's {f.name} must be positive, or None for no limit: got {limit}")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a solve cost. Batch items and channels count one by one.
+
+    network_*: evaluations of `Prior.denoise`, and the voxel-evaluations and floating-point operations in them, as
+        `prior_cost` gives them.
+    forward_calls, adjoint_calls: applications of A and A' to one item; a pseudo-inverse counts as one adjoint.
+    view_calls: the same times the operator's `views`.
+    seconds: wall clock inside the solver; network_seconds and operator_seconds are parts of it.
+    peak_memory_bytes: of the GPU during the solve; on a CPU of the whole process so far.
+    """
+
+    network_calls: int = 0
+    network_voxels: float = 0.0
+    network_flops: float = 0.0
+    forward_calls: int = 0
+    adjoint_calls: int = 0
+    view_calls: int = 0
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+    operator_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def plus(self, other: Usage) -> Usage:
+        """The cost of both, one after the other."""
+        total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return replace(Usage(**total), peak_memory_bytes=max(self.peak_memory_bytes, other.peak_memory_bytes))
+
+
+@dataclass
+class Meter:
+    """The running count behind the proxies of one solve, on one device."""
+
+    device: torch.device
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, **amounts: float) -> None:
+        self.usage = replace(self.usage, **{k: getattr(self.usage, k) + v for k, v in amounts.items()})
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the wall-clock time of the block to the field `name`; waits for the GPU on both sides."""
+        start = _now(self.device)
+        try:
+            yield
+        finally:
+            self.add(**{name: _now(self.device) - start})
+            peak = max(self.usage.peak_memory_bytes, _peak_memory_bytes(self.device))
+            self.usage = replace(self.usage, peak_memory_bytes=peak)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class CountedOperator(ForwardOperator):
+    """The operator as a solver sees it: the contract's fields and calls, each call on the meter, nothing else."""
+
+    _inner: ForwardOperator
+    _meter: Meter
+    grid: Grid
+    data_shape: tuple[int, ...]
+    matched: bool
+    views: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._counted("forward_calls", self._inner.forward, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._counted("adjoint_calls", self._inner.adjoint, y)
+
+    def _counted(self, name: str, call: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        items = value.shape[0] * value.shape[1]
+        self._meter.add(**{name: items, "view_calls": items * self.views})
+        with self._meter.clock("operator_seconds"):
+            return call(value)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class CountedPrior(Prior):
+    """The prior as a solver sees it: each `denoise` on the meter."""
+
+    _inner: Prior
+    _meter: Meter
+    sigma_range: tuple[float, float]
+    mean: float
+    deviation: float
+
+    def denoise(self, x: Tensor, sigma: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
+        cost = prior_cost(self._inner, tuple(x.shape))
+        self._meter.add(network_calls=x.shape[0], network_voxels=cost["voxels"], network_flops=cost["flops"])
+        with self._meter.clock("network_seconds"):
+            return self._inner.denoise(x, sigma, rng=rng)
+
+
+def counted_operator(operator: ForwardOperator, meter: Meter) -> CountedOperator:
+    """The operator behind a counting proxy."""
+    return CountedOperator(operator, meter, operator.grid, operator.data_shape, operator.matched, operator.views)
+
+
+def counted_prior(prior: Prior, meter: Meter) -> CountedPrior:
+    """The prior behind a counting proxy."""
+    return CountedPrior(prior, meter, prior.sigma_range, prior.mean, prior.deviation)
+
+
+def overspent(budget: Budget, usage: Usage, steps: int) -> str | None:
+    """Name of the first limit that is reached, or None."""
+    spent = {"steps": steps, "seconds": usage.seconds, "view_calls": usage.view_calls}
+    spent |= {"network_voxels": usage.network_voxels, "network_flops": usage.network_flops}
+    for name, amount in spent.items():
+        limit = getattr(budget, name)
+        if limit is not None and amount >= limit:
+            return name
+    return None
+
+
+# The optional powers see through the proxies, at their true cost. Where the inner operator has no version of its own,
+# the default runs on the proxy, so that every forward and adjoint call in it is counted.
+
+
+@pseudoinverse.register
+def _(operator: CountedOperator, y: Tensor) -> Tensor:
+    if not _specialised(pseudoinverse, operator._inner):
+        return pseudoinverse.dispatch(object)(operator, y)
+    return operator._counted("adjoint_calls", functools.partial(pseudoinverse, operator._inner), y)
+
+
+@operator_norm.register
+def _(operator: CountedOperator, *, device: torch.device | str = "cpu") -> float:
+    if not _specialised(operator_norm, operator._inner):
+        return operator_norm.dispatch(object)(operator, device=device)
+    return operator_norm(operator._inner, device=device)
+
+
+@prior_on.register
+def _(prior: CountedPrior, grid: Grid) -> Prior:
+    return counted_prior(prior_on(prior._inner, grid), prior._meter)
+
+
+@prior_cost.register
+def _(prior: CountedPrior, shape: tuple[int, ...]) -> dict[str, float]:
+    return prior_cost(prior._inner, shape)
+
+
+def _specialised(power: Any, thing: object) -> bool:
+    return power.dispatch(type(thing)) is not power.dispatch(object)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,25 @@
+"""Classical reconstruction: direct inversion, least squares, total variation."""
+
+from pdframe.hooks import Entry, hookimpl
+
+
+@hookimpl
+def pdframe_register() -> list[Entry]:
+    return [
+        Entry("solver", "fdk", "pdframe_classic.direct:FDKConfig", "Filtered back-projection of a cone beam (FDK)"),
+        Entry("solver", "fbp", "pdframe_classic.direct:FBPConfig", "Filtered back-projection, parallel or fan beam"),
+        Entry(
+            "solver",
+            "cgls",
+            "pdframe_classic.least_squares:CGLSConfig",
+            "Weighted least squares by conjugate gradients, with optional Tikhonov damping",
+            example=(("iterations", 4),),
+        ),
+        Entry(
+            "solver",
+            "admm_tv",
+            "pdframe_classic.admm_tv:ADMMTVConfig",
+            "Total variation with non-negativity, by ADMM",
+            example=(("steps", 6),),
+        ),
+    ]
