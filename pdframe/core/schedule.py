@@ -35,8 +35,8 @@ def ddpm_sigmas(steps: int, *, train_steps: int = 1000, beta_min: float = 1e-4, 
         beta = beta_min + (beta_max - beta_min) * t / max(train_steps - 1, 1)
         log_abar += math.log1p(-beta)
         sigmas.append(math.sqrt(math.expm1(-log_abar)))
-    stride = train_steps / steps
-    return tuple(sigmas[math.ceil(stride * (k + 1)) - 1] for k in reversed(range(steps)))
+    times = [-(-train_steps * k // steps) - 1 for k in range(steps, 0, -1)]  # rounded up, in whole numbers
+    return tuple(sigmas[t] for t in times)
 
 
 def _check(sigma_max: float, sigma_min: float, steps: int) -> None:

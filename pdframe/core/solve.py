@@ -16,7 +16,8 @@ from torch import Tensor
 from pdframe.core import checkpoint as checkpoints
 from pdframe.core.budget import Budget, Meter, Usage, counted_operator, counted_prior, overspent
 from pdframe.core.checkpoint import Snapshot
-from pdframe.core.prior import prior_on
+from pdframe.core.operator import ForwardOperator
+from pdframe.core.prior import Prior, prior_on
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solver import Progress, Solver
@@ -198,11 +199,15 @@ class _Loop:
 
 
 def _counted_solver(solver: Solver, problem: Problem, meter: Meter) -> Solver:
-    """The solver with its prior, if it has one, brought to the problem's grid and put on the meter."""
-    prior = getattr(solver, "prior", None)
-    if prior is None:
-        return solver
-    return dataclasses.replace(solver, prior=counted_prior(prior_on(prior, problem.operator.grid), meter))
+    """The solver with its prior brought to the grid, and every prior and operator among its fields on the meter."""
+    counted: dict[str, Any] = {}
+    for f in dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ():
+        value = getattr(solver, f.name)
+        if isinstance(value, Prior):
+            counted[f.name] = counted_prior(prior_on(value, problem.operator.grid), meter)
+        elif isinstance(value, ForwardOperator):
+            counted[f.name] = counted_operator(value, meter)
+    return dataclasses.replace(solver, **counted) if counted else solver
 
 
 def _key(problem: Problem, solver: Solver, rng: torch.Generator) -> str:

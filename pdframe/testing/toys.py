@@ -11,9 +11,10 @@ from torch import Tensor
 from pdframe.core.grid import Grid
 from pdframe.core.noise import GaussianNoise
 from pdframe.core.operator import ForwardOperator
-from pdframe.core.prior import Prior
+from pdframe.core.prior import Prior, score
 from pdframe.core.problem import Problem
-from pdframe.core.seeds import generator
+from pdframe.core.seeds import generator, normal
+from pdframe.core.solver import Progress, Solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +100,41 @@ def gaussian_toy(
     problem = Problem(operator, y.reshape(1, 1, rows), GaussianNoise(noise))
     like = (1, 1, *shape)
     return GaussianToy(problem, prior, truth.reshape(like), mean.reshape(like), covariance)
+
+
+@dataclass(frozen=True)
+class LangevinState:
+    x: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class Langevin(Solver[LangevinState]):
+    """Unadjusted Langevin steps on the posterior at one noise level: the smallest solver that uses all of its inputs.
+
+    x <- x + step_size (A'W (y - A x) + score(x, sigma)) + sqrt(2 step_size) z
+    """
+
+    prior: Prior
+    sigma: float
+    step_size: float
+    steps: int = 10
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps
+
+    def init(self, problem: Problem, rng: torch.Generator) -> LangevinState:
+        x = problem.y.new_full((*problem.y.shape[:2], *problem.operator.grid.shape), self.prior.mean)
+        return LangevinState(x + self.sigma * normal(x, rng), 0)
+
+    def step(self, problem: Problem, state: LangevinState, rng: torch.Generator) -> LangevinState:
+        x, operator = state.x, problem.operator
+        level = x.new_full((x.shape[0],), self.sigma)
+        weights = problem.noise.inverse_variance(problem.y)
+        slope = operator.adjoint(weights * (problem.y - operator.forward(x))) + score(self.prior, x, level, rng=rng)
+        x = x + self.step_size * slope + (2 * self.step_size) ** 0.5 * normal(x, rng)
+        return LangevinState(x, state.step + 1)
+
+    def view(self, state: LangevinState) -> Progress:
+        return Progress(state.x, state.step == self.steps, {"mean": float(state.x.mean())})
