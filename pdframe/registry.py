@@ -246,7 +246,7 @@ def _find(kind: str, name: str) -> tuple[Plugin, Entry]:
     if claims:
         return claims[0]
     known = [entry.name for entry in entries(kind)]
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    near = get_close_matches(name, known, n=2, cutoff=0.6)
     if near:
         hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}?"
     else:
