@@ -1,0 +1,13 @@
+"""Cone-, fan- and parallel-beam projectors with an exact transpose, in torch and, for upright panels, numba; FDK."""
+
+from pdframe.hooks import Entry, hookimpl
+
+
+@hookimpl
+def pdframe_register() -> list[Entry]:
+    small = (("views", 5),)
+    return [
+        Entry("operator", "cone_beam", "pdframe_ray.config:ConeBeamConfig", "cone beam, any device; FDK", small),
+        Entry("operator", "fan_beam", "pdframe_ray.config:FanBeamConfig", "fan beam of one slice; FBP", small),
+        Entry("operator", "parallel_beam", "pdframe_ray.config:ParallelBeamConfig", "parallel beam; FBP", small),
+    ]

@@ -1,0 +1,182 @@
+"""Column-separable Joseph projection: the loops, compiled by numba. Imported by `columns` only, when first used.
+
+Volumes are (y, x, z) with z contiguous, data (view, column, row) with row contiguous. All rays to one upright panel
+column cross a plane on one vertical line, so a plane costs one blend of two z columns and one 1D resampling.
+The loops hold the GIL nowhere; a caller splits the work over threads. No voxel or ray is summed by two threads, so
+the result does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba.core.compiler import Compiler
+
+
+class _Restrict(Compiler):
+    """numba's compiler with C's `restrict` on array arguments: without it LLVM must not vectorise the gathers."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.state.flags.noalias = True
+
+
+def _compiled(function):  # noqa: ANN001, ANN202
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "pipeline_class": _Restrict}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to keep the cache in
+        return numba.njit(**options)(function)
+
+
+# Columns of the table that `columns.table` makes: along plane j the crossing is at in-plane index ACROSS + j ACROSS_J;
+# row r is at z index Z + j Z_J + r (STEP + j STEP_J); its length per plane, in mm, is sqrt(FLAT + (RISE + r RISE_R)^2).
+ACROSS, ACROSS_J, Z, Z_J, STEP, STEP_J, FLAT, RISE, RISE_R = range(9)
+
+#: Zeros on both sides of a z column, for neighbours of voxels at the ends and for rounding there.
+PAD = 3
+#: Slack in rows or voxels when the range of valid rows or voxels is computed ahead of a loop.
+SLACK = 1e-4
+
+
+@_compiled
+def _blend(low, high, a, b, out):  # noqa: ANN001, ANN202
+    for z in range(np.uint64(len(low))):
+        out[z] = a * low[z] + b * high[z]
+
+
+@_compiled
+def _resample(column, z, step, first, out):  # noqa: ANN001, ANN202
+    """out[r] += column at z + step (first + r). Positions are not negative, so truncation is floor."""
+    kind = out.dtype.type
+    for r in range(np.uint64(len(out))):
+        position = z + step * kind(first + np.int32(r))
+        index = np.int32(position)
+        k = np.uint64(index)
+        low = column[k]
+        out[r] += low + (position - kind(index)) * (column[k + np.uint64(1)] - low)
+
+
+@_compiled
+def _spread(data, z, step, tap, pad, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
+    """Transpose of `_resample` and `_blend`, by voxel, for rows number tap, tap + 1, tap + 2 of those that reach it.
+
+    The lowest row that reaches voxel n has z + step r > n - 1. `data` holds `pad` zeros before row 0.
+    """
+    kind = low.dtype.type
+    one, zero, inverse = kind(1), kind(0), kind(1) / step
+    offset = (-one - z) * inverse + kind(pad + 1)
+    for n in range(np.uint64(len(low))):
+        voxel = kind(first + np.int32(n))
+        k = np.int32(voxel * inverse + offset) + tap
+        at = z + step * kind(k - pad) - voxel
+        k0 = np.uint64(k)
+        total = data[k0] * max(zero, one - abs(at))
+        total += data[k0 + np.uint64(1)] * max(zero, one - abs(at + step))
+        total += data[k0 + np.uint64(2)] * max(zero, one - abs(at + step + step))
+        low[n] += a * total
+        high[n] += b * total
+
+
+@_compiled
+def _spread_pair(data, z, step, pad, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
+    """`_spread` where no voxel is reached by more than two rows (step >= 1)."""
+    kind = low.dtype.type
+    one, zero, inverse = kind(1), kind(0), kind(1) / step
+    offset = (-one - z) * inverse + kind(pad + 1)
+    for n in range(np.uint64(len(low))):
+        voxel = kind(first + np.int32(n))
+        k = np.int32(voxel * inverse + offset)
+        at = z + step * kind(k - pad) - voxel
+        k0 = np.uint64(k)
+        total = data[k0] * max(zero, one - abs(at))
+        total += data[k0 + np.uint64(1)] * max(zero, one - abs(at + step))
+        low[n] += a * total
+        high[n] += b * total
+
+
+@_compiled
+def _lengths(entry, out):  # noqa: ANN001, ANN202
+    """Millimetres of ray per plane for the rows of one panel column."""
+    for r in range(len(out)):
+        rise = entry[RISE] + r * entry[RISE_R]
+        out[r] = np.sqrt(entry[FLAT] + rise * rise)
+
+
+@_compiled
+def project(volume, layout, table, columns, out):  # noqa: ANN001, ANN202
+    """out[c, row] = line integrals for the panel columns c in `columns`.
+
+    volume: flat. layout: (planes, across, height, stride of a plane, stride across). out: (all columns, rows).
+    """
+    planes, across, height, plane_stride, across_stride = layout
+    rows = out.shape[1]
+    kind = out.dtype.type
+    column = np.zeros(height + 2 * PAD, out.dtype)
+    length = np.empty(rows, out.dtype)
+    for c in columns:
+        entry = table[c]
+        total = out[c]
+        total[:] = 0
+        for j in range(planes):
+            position = entry[ACROSS] + j * entry[ACROSS_J]
+            i = int(np.floor(position))
+            if i < -1 or i >= across:
+                continue
+            z, step = entry[Z] + j * entry[Z_J], entry[STEP] + j * entry[STEP_J]
+            r0 = max(0, int(np.ceil((-1 - z) / step - SLACK)))
+            r1 = min(rows, int(np.floor((height - z) / step + SLACK)) + 1)
+            if r1 <= r0:
+                continue
+            w = position - i
+            a, b = kind(0 if i < 0 else 1 - w), kind(0 if i + 1 == across else w)
+            low = j * plane_stride + max(i, 0) * across_stride
+            high = j * plane_stride + min(i + 1, across - 1) * across_stride
+            _blend(volume[low : low + height], volume[high : high + height], a, b, column[PAD : PAD + height])
+            _resample(column, kind(z + PAD), kind(step), np.int32(r0), total[r0:r1])
+        _lengths(entry, length)
+        total *= length
+
+
+@_compiled
+def weigh(data, table, columns, pad, out):  # noqa: ANN001, ANN202
+    """out[c, pad + row] = data * length for the panel columns c in `columns`."""
+    rows = data.shape[1]
+    length = np.empty(rows, data.dtype)
+    for c in columns:
+        _lengths(table[c], length)
+        out[c, pad : pad + rows] = data[c] * length
+
+
+@_compiled
+def back_project(data, pad, layout, table, columns, planes, volume):  # noqa: ANN001, ANN202
+    """Add the transpose of `project` to the planes first ... last - 1 = `planes` of `volume`.
+
+    data: as `weigh` leaves it. The other arguments as in `project`.
+    """
+    _, across, height, plane_stride, across_stride = layout
+    first, last = planes
+    rows = data.shape[1] - 2 * pad
+    kind = volume.dtype.type
+    for c in columns:
+        entry = table[c]
+        for j in range(first, last):
+            position = entry[ACROSS] + j * entry[ACROSS_J]
+            i = int(np.floor(position))
+            if i < -1 or i >= across:
+                continue
+            z, step = entry[Z] + j * entry[Z_J], entry[STEP] + j * entry[STEP_J]
+            z0 = max(0, int(np.ceil(z - 1 - SLACK)))
+            z1 = min(height, int(np.floor(z + step * (rows - 1) + 1 + SLACK)) + 1)
+            if z1 <= z0:
+                continue
+            w = position - i
+            a, b = kind(0 if i < 0 else 1 - w), kind(0 if i + 1 == across else w)
+            base = j * plane_stride
+            low, high = base + max(i, 0) * across_stride, base + min(i + 1, across - 1) * across_stride
+            low, high = volume[low + z0 : low + z1], volume[high + z0 : high + z1]
+            if step >= 1:
+                _spread_pair(data[c], kind(z), kind(step), np.int32(pad), np.int32(z0), a, b, low, high)
+                continue
+            for tap in range(0, int(np.ceil(2 / step)), 3):
+                _spread(data[c], kind(z), kind(step), np.int32(tap), np.int32(pad), np.int32(z0), a, b, low, high)
