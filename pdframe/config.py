@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from pdframe import layers, registry
-from pdframe.hooks import Config
+from pdframe.hooks import Config, NameOrFile
 from pdframe.mistakes import ConfigError, explain
 from pdframe.part import Part, PartOf
 
@@ -37,18 +37,11 @@ TaskPart = Annotated[Part, PartOf("task")]
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def _name_or_file(value: Any) -> Any:
-    """A name has neither dot nor slash; anything else is a file."""
-    return Path(value) if isinstance(value, str) and any(mark in value for mark in "./\\") else value
-
-
 class Measurement(Config):
     """How the measurement is simulated from the truth, or where a frozen one is."""
 
     seed: int = Field(0, ge=0, description="seed of the noise; the solver has its own")
-    frozen: Annotated[str | Path, BeforeValidator(_name_or_file)] = Field(
-        "", description="name or file of a frozen measurement, used instead of simulating one"
-    )
+    frozen: NameOrFile = Field("", description="name or file of a frozen measurement, used instead of simulating one")
     simulate_on: Literal["native", "grid"] = Field(
         "native", description="simulate on the dataset's native (finer) grid where it has one, or on the grid itself"
     )

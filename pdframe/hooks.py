@@ -1,14 +1,15 @@
-"""What a plugin author needs: `hookimpl`, `Entry`, `Config`, `BackendMissing`. Nothing heavy is imported here."""
+"""What a plugin author needs: `hookimpl`, `Entry`, `Config`, `NameOrFile`, `BackendMissing`; nothing heavy."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pluggy
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 GROUP = "pdframe"
 Kind = Literal["operator", "prior", "solver", "dataset", "metric", "noise", "task"]
@@ -54,6 +55,14 @@ class Written(str):
         return written
 
 
+def _path_if_it_looks_like_one(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and any(mark in value for mark in "./\\") else value
+
+
+#: A setting that is a name or a file. A name has neither dot nor slash; anything else is a path.
+NameOrFile = Annotated[str | Path, BeforeValidator(_path_if_it_looks_like_one)]
+
+
 class Config(BaseModel):
     """Settings of one plugin as a TOML gives them: frozen, unknown keys refused.
 
@@ -61,6 +70,7 @@ class Config(BaseModel):
     `prior`, `operator`, `grid`. They are supplied by `pdframe.build`.
 
     A setting that is a file has the type `pathlib.Path`: written in a TOML, it is relative to that TOML's folder.
+    `NameOrFile` is for one that may be a name as well.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
@@ -82,7 +92,7 @@ def _located(value: Any, raw: Any) -> Any:
     """Every path inside `value`, made absolute by the folder that `raw` was written in."""
     if isinstance(value, Path):
         value = value.expanduser()
-        return (raw.folder / value).resolve() if isinstance(raw, Written) else value
+        return Path(os.path.abspath(raw.folder / value)) if isinstance(raw, Written) else value
     if isinstance(value, list | tuple) and isinstance(raw, list | tuple) and len(value) == len(raw):
         return type(value)(_located(v, r) for v, r in zip(value, raw, strict=True))
     if isinstance(value, dict) and isinstance(raw, dict) and value.keys() == raw.keys():
