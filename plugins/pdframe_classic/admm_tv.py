@@ -94,7 +94,8 @@ class ADMMTV(Solver[ADMMTVState]):
         weights = self._weights(problem)
         norm = power_iteration(operator, iterations=POWER_ITERATIONS, weights=weights)
         norm_squared = (1.02 * norm) ** 2  # the estimate is from below
-        back = operator.adjoint(weights * y) / per_item(norm_squared, y).to(y)
+        back = operator.adjoint(weights * y)
+        back = back / per_item(norm_squared, back).to(back)
         x = torch.zeros_like(back)
         z = x.new_zeros(*x.shape[:2], x.ndim - 1, *x.shape[2:])
         rho = torch.full_like(norm_squared, self.settings.penalty)
