@@ -69,7 +69,9 @@ def _blur(x: Tensor, axes: tuple[int, ...]) -> Tensor:
         n, dim = x.shape[axis + 2], axis + 2
         index = torch.arange(-_RADIUS, n + _RADIUS, device=x.device) % (2 * n)
         padded = x.index_select(dim, torch.minimum(index, 2 * n - 1 - index))
-        x = sum(w * padded.narrow(dim, k, n) for k, w in enumerate(weights))
+        x = torch.zeros_like(x)
+        for k, weight in enumerate(weights):
+            x.add_(padded.narrow(dim, k, n), alpha=weight)
     return x
 
 

@@ -54,6 +54,14 @@ def axis_weights(grid_from: Grid, grid_to: Grid, axis: int, *, repeat_edge: bool
     return torch.where(covered > 1e-9, weights / covered.clamp_min(1e-9), nearest)
 
 
+def overlap(grid: Grid, box: Grid, axis: int) -> Tensor:
+    """Share of each cell of `grid` that lies inside the box of another grid, along one axis; float64, (n,)."""
+    middle, half = axis_positions(grid, axis), grid.spacing[axis] / 2
+    low, high = (box.centre[axis] + sign * box.extent[axis] / 2 for sign in (-1, 1))
+    inside = (middle + half).clamp(max=high) - (middle - half).clamp(min=low)
+    return (inside / grid.spacing[axis]).clamp(0, 1)
+
+
 def _apply_along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
     if torch.equal(matrix, torch.eye(*matrix.shape).to(matrix)):
         return x
