@@ -99,9 +99,11 @@ def train(toml: Path, overrides: tuple[str, ...], out_dir: Path | None) -> None:
 def sample(toml: Path | None, overrides: tuple[str, ...], out_dir: Path | None) -> None:
     """Draw volumes from a prior alone. The prior is named in TOML or by --set prior.name=NAME."""
     from pdframe.config import load_sampling
+
+    sampling = load_sampling(toml or {}, overrides)
     from pdframe.sample import sample as draw
 
-    draw(load_sampling(toml or {}, overrides), out_dir=out_dir or Path("runs/sample"), console=True)
+    draw(sampling, out_dir=out_dir or Path("runs/sample"), console=True)
 
 
 @main.command()

@@ -1,0 +1,163 @@
+"""What this machine is, and which libraries work on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from pdframe import registry
+
+#: Import name, what it is good for, the command that brings it, and code that proves it without harm.
+LIBRARIES = (
+    ("numba", "fast projector on the CPU", "pip install numba", "import numba"),
+    ("odl", "projectors of ODL", 'pip install "pdframe[odl]"', "import odl"),
+    (
+        "astra",
+        "GPU projectors of ASTRA (GPL)",
+        'pip install "pdframe[astra]"',
+        # Without a CUDA device ASTRA's 3D calls end the process, so nothing but this question is asked.
+        "import astra; astra.use_cuda() or sys.exit('there is no CUDA device, which its 3D projectors need')",
+    ),
+    ("deepinv", "networks and samplers of deepinv", 'pip install "pdframe[deepinv]"', "import deepinv"),
+)
+CPU_FLAGS = ("avx", "avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "neon", "asimd", "sve", "bf16")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ok: yes, no, or None where there is nothing to prove, only to tell."""
+
+    name: str
+    ok: bool | None
+    said: str
+
+
+def facts() -> dict[str, object]:
+    """Processor, memory, torch and its devices."""
+    import torch
+
+    return {
+        "pdframe": _version("pdframe"),
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cpu_features": [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
+        "onednn_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "memory_gib": _gib(total_bytes()),
+        "memory_free_gib": _gib(available_bytes()),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "torch_cpu_kernels": torch.backends.cpu.get_cpu_capability(),
+        "devices": devices(),
+        "bfloat16": bfloat16(),
+    }
+
+
+def devices() -> list[str]:
+    """Every device that torch can compute on, with its memory."""
+    import torch
+
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(f"cuda:{index} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)")
+    return found + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def bfloat16() -> str:
+    """Where networks run faster in bfloat16 on this machine, and by what."""
+    import torch
+
+    flags = _cpu_flags()
+    fast = ["cuda (tensor cores)"] if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else []
+    unit = next((name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in flags), "")
+    fast += [f"cpu ({unit})"] if unit else []
+    return ", ".join(fast) or "no unit for it: networks run in float32"
+
+
+def libraries() -> list[Finding]:
+    """Each optional library: works, or why not and what brings it. Each is tried in a process of its own."""
+    known = {name for name, *_ in LIBRARIES}
+    asked: dict[str, str] = {}
+    for entry in registry.entries():
+        asked |= {name: registry.install_command(entry) for name in entry.requires if name not in known}
+    wanted = [*LIBRARIES, *((name, "asked for by a plugin", how, f"import {name}") for name, how in asked.items())]
+    return [_library(*row) for row in wanted]
+
+
+def total_bytes() -> int | None:
+    """Memory of this machine, or of the container that it is."""
+    limits = [_meminfo("MemTotal")]
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limits.append(int(file.read()))
+    except (OSError, ValueError):
+        pass
+    if known := [limit for limit in limits if limit]:
+        return min(known)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def available_bytes() -> int | None:
+    """Memory that can still be had, or None where the system does not say."""
+    return _meminfo("MemAvailable")
+
+
+def _library(name: str, purpose: str, install: str, proof: str) -> Finding:
+    if importlib.util.find_spec(name) is None:
+        return Finding(name, False, f"not installed ({purpose}): {install}")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {proof}"], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(name, False, f"installed, but its import did not end within 120 s ({purpose})")
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Finding(name, False, f"installed, but cannot be used ({purpose}): {reason}")
+    return Finding(name, True, f"{_version(name)} ({purpose})")
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+    try:
+        return version(packages_distributions().get(name, [name])[0])
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def _cpu_name() -> str:
+    return next((v for k, v in _cpuinfo() if k in ("model name", "Model")), platform.processor() or platform.machine())
+
+
+def _cpu_flags() -> set[str]:
+    return set(next((v for k, v in _cpuinfo() if k in ("flags", "Features")), "").split())
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            pairs = [line.partition(":") for line in file]
+    except OSError:
+        return []
+    return [(key.strip(), value.strip()) for key, _, value in pairs]
+
+
+def _meminfo(key: str) -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{key}:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _gib(size: int | None) -> float | None:
+    return None if size is None else round(size / 2**30, 1)
