@@ -82,7 +82,7 @@ def voxels(ellipsoids: Sequence[Ellipsoid], grid: Grid) -> Tensor:
 
 
 #: Toft's high-contrast Shepp-Logan head in three dimensions (P. Toft, PhD thesis, DTU 1996; third axes as in
-#: Kak and Slaney 1988, section 3.3): value, semi-axes, centre, both as shares of the half width, turn about z in degrees.
+#: Kak and Slaney 1988, section 3.3): value; semi-axes and centre as shares of the half width; turn about z in degrees.
 _HEAD = (
     (1.0, (0.69, 0.92, 0.81), (0.0, 0.0, 0.0), 0),
     (-0.8, (0.6624, 0.874, 0.78), (0.0, -0.0184, 0.0), 0),

@@ -1,0 +1,147 @@
+"""What a run says while it runs: a live bar on a terminal, plain lines in a log, nothing in a library call."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pdframe.core.interface import Interface
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+#: Seconds between two lines of one method in a log.
+LOG_EVERY_S = 15.0
+
+
+class Progress(Interface):
+    """Told of everything that happens in a run, in this order for each method: started, stepped..., ended."""
+
+    @abc.abstractmethod
+    def say(self, text: str) -> None:
+        """A line or more of plain text."""
+
+    @abc.abstractmethod
+    def started(self, label: str, total: int) -> None:
+        """A method begins; it means to take `total` steps."""
+
+    @abc.abstractmethod
+    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
+        """`done` of its steps are taken."""
+
+    @abc.abstractmethod
+    def ended(self, text: str) -> None:
+        """The method is over; `text` says how it went."""
+
+
+class Silent(Progress):
+    """Says nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def started(self, label: str, total: int) -> None:
+        pass
+
+    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
+        pass
+
+    def ended(self, text: str) -> None:
+        pass
+
+
+class Clock:
+    """Time left, from the steps taken since this process began with them: a resumed run does not flatter itself."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.began = time.monotonic()
+        self.first: int | None = None
+        self.first_at = self.began
+
+    def left_s(self, done: int) -> float | None:
+        """Seconds; None before the second step."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.first_at = done, now
+            return None
+        steps = done - self.first
+        return (now - self.first_at) / steps * (self.total - done) if steps > 0 else None
+
+
+class Log(Progress):
+    """Plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.label, self.clock, self.spoke_at = "", Clock(0), 0.0
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, label: str, total: int) -> None:
+        self.label, self.clock, self.spoke_at = label, Clock(total), time.monotonic()
+
+    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
+        left = self.clock.left_s(done)
+        if time.monotonic() - self.spoke_at >= LOG_EVERY_S and done < self.clock.total:
+            self.spoke_at = time.monotonic()
+            self.say(f"{self.label}: step {done} of {self.clock.total}{'' if left is None else f', {told(left)} left'}")
+
+    def ended(self, text: str) -> None:
+        self.say(f"{self.label}: {text}")
+
+
+class Live(Progress):
+    """A bar that moves; finished methods stay as lines above it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.label, self.clock = "", Clock(0)
+        self.bar: Bar | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, label: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self.label, self.clock = label, Clock(total)
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        clocks = [TimeElapsedColumn(), TextColumn("{task.fields[left]}")]
+        self.bar = Bar(*columns, *clocks, console=self.console, transient=True)
+        self.bar.add_task(label, total=total, left="")
+        self.bar.start()
+
+    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
+        if self.bar is not None:
+            left = self.clock.left_s(done)
+            self.bar.update(self.bar.task_ids[0], completed=done, left="" if left is None else f"{told(left)} left")
+
+    def ended(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        self.say(f"{self.label}: {text}")
+
+
+def on_console() -> Progress:
+    """Live on a terminal, a log elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    return Live(console) if console.is_terminal else Log(console)
+
+
+def told(seconds: float) -> str:
+    """42 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
