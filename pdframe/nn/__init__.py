@@ -1,0 +1,1 @@
+"""Network blocks that several priors share, in two and three dimensions from one source."""

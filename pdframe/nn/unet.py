@@ -1,0 +1,219 @@
+"""The U-Net of guided diffusion (Dhariwal & Nichol 2021, "ADM"), in two or three dimensions from one source.
+
+With `width=64, multipliers=(1, 2, 4, 4), blocks=2, attention=(8,)`, five channels in and one out it is the
+network of arXiv 2512.18161: 68.59 M parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, log
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class UNetShape:
+    """The numbers that make a U-Net.
+
+    dims: 2 or 3 spatial axes. width: channels of the first level; level i has width * multipliers[i].
+    blocks: residual blocks a level on the way down (one more on the way up). attention: down-sampling factors at
+    which self-attention follows each block (and the middle, if any is given). fold: edge of the cells that are
+    folded into channels: 2 halves the resolution at which the blocks work, between one thin residual block before and
+    one after at full resolution, with `fine` channels. conditions: how many numbers beside the noise level steer the
+    network (0: none).
+    """
+
+    dims: int = 3
+    in_channels: int = 5
+    out_channels: int = 1
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    attention: tuple[int, ...] = (8,)
+    heads: int = 4
+    fold: int = 1
+    fine: int = 16
+    conditions: int = 0
+
+
+def _conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+    kind = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    return kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+
+
+def _zero(module: nn.Module) -> nn.Module:
+    """Start at zero: the output layer, attention and the conditions. Not the residual blocks, as ADM does: with those
+    at zero too, the first few hundred steps of a small network were lost (measured)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32 if channels % 32 == 0 else gcd(8, channels), channels)
+
+
+class _Residual(nn.Module):
+    """GroupNorm, SiLU, convolution, twice, with the noise embedding added between the two."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, embedding: int) -> None:
+        super().__init__()
+        self.norm_in, self.conv_in = _norm(inputs), _conv(dims, inputs, outputs)
+        self.embed = nn.Linear(embedding, outputs)
+        self.norm_out, self.conv_out = _norm(outputs), _conv(dims, outputs, outputs)
+        self.skip = nn.Identity() if inputs == outputs else _conv(dims, inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv_in(functional.silu(self.norm_in(x)))
+        shift = self.embed(functional.silu(embedding))
+        h = h + shift.reshape(*shift.shape, *(1,) * (x.ndim - 2))
+        return self.skip(x) + self.conv_out(functional.silu(self.norm_out(h)))
+
+
+class _Attention(nn.Module):
+    """Self-attention over all positions of the level."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.project = _zero(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.qkv(self.norm(x).flatten(2))
+        q, k, v = rearrange(h, "b (three h c) n -> three b h n c", three=3, h=self.heads)
+        h = rearrange(functional.scaled_dot_product_attention(q, k, v), "b h n c -> b (h c) n")
+        return x + self.project(h).reshape(x.shape)
+
+
+class _Down(nn.Module):
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv(dims, channels, channels, stride=2)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class _Up(nn.Module):
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv(dims, channels, channels)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class _Stage(nn.ModuleList):
+    """Modules applied in turn, each given the embedding."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for module in self:
+            x = module(x, embedding)
+        return x
+
+
+class UNet(nn.Module):
+    """(batch, in_channels, *spatial), (batch,), (batch, conditions) -> (batch, out_channels, *spatial).
+
+    The second argument is the noise label, of order 1 (a diffusion time in [0, 1], say). Every spatial edge must be a multiple of
+    `fold * 2 ** (len(multipliers) - 1)`.
+    """
+
+    def __init__(self, shape: UNetShape) -> None:
+        super().__init__()
+        self.shape = shape
+        dims, folded = shape.dims, shape.fold**shape.dims
+        widths = [shape.width * m for m in shape.multipliers]
+        embedding = 4 * shape.width
+        self.embed = nn.Sequential(nn.Linear(shape.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.condition = None
+        if shape.conditions:
+            self.condition = nn.Sequential(
+                nn.Linear(shape.conditions, shape.width), nn.SiLU(), _zero(nn.Linear(shape.width, embedding))
+            )
+
+        def stage(inputs: int, outputs: int, level: int) -> list[nn.Module]:
+            attends = shape.fold * 2**level in shape.attention
+            block = _Residual(dims, inputs, outputs, embedding)
+            return [block, _Attention(outputs, shape.heads)] if attends else [block]
+
+        inputs = shape.in_channels
+        if shape.fold > 1:
+            self.stem = _conv(dims, inputs, shape.fine)
+            self.fine_in = _Residual(dims, shape.fine, shape.fine, embedding)
+            inputs = shape.fine
+        self.head = _conv(dims, inputs * folded, widths[0])
+        self.down, skips, channels = nn.ModuleList(), [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(shape.blocks):
+                self.down.append(_Stage(stage(channels, width, level)))
+                channels = width
+                skips.append(channels)
+            if level < len(widths) - 1:
+                self.down.append(_Stage([_Down(dims, channels)]))
+                skips.append(channels)
+        middle = [_Residual(dims, channels, channels, embedding)]
+        if shape.attention:
+            middle.append(_Attention(channels, shape.heads))
+        self.middle = _Stage([*middle, _Residual(dims, channels, channels, embedding)])
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for index in range(shape.blocks + 1):
+                modules = stage(channels + skips.pop(), width, level)
+                channels = width
+                if level and index == shape.blocks:
+                    modules.append(_Up(dims, channels))
+                self.up.append(_Stage(modules))
+        if shape.fold > 1:
+            self.widen = _conv(dims, channels, shape.fine * folded)
+            self.fine_out = _Residual(dims, 2 * shape.fine, shape.fine, embedding)
+            channels = shape.fine
+        self.tail_norm = _norm(channels)
+        self.tail = _zero(_conv(dims, channels, shape.out_channels))
+
+    def forward(self, x: Tensor, label: Tensor, conditions: Tensor | None = None) -> Tensor:
+        embedding = self.embed(_fourier(label, self.shape.width).to(x.dtype))
+        if self.condition is not None:
+            embedding = embedding + self.condition(conditions.to(x.dtype))
+        folds = self.shape.fold > 1
+        if folds:
+            x = self.fine_in(self.stem(x), embedding)
+        h = self.head(_fold(x, self.shape.fold) if folds else x)
+        skips = [h]
+        for module in self.down:
+            h = module(h, embedding)
+            skips.append(h)
+        h = self.middle(h, embedding)
+        for module in self.up:
+            h = module(torch.cat([h, skips.pop()], dim=1), embedding)
+        if folds:
+            h = torch.cat([_unfold(self.widen(h), self.shape.fold), x], dim=1)
+            h = self.fine_out(h, embedding)
+        return self.tail(functional.silu(self.tail_norm(h)))
+
+
+def _fourier(label: Tensor, channels: int) -> Tensor:
+    """Sines and cosines of the label at geometrically spaced frequencies (Vaswani et al. 2017)."""
+    half = channels // 2
+    frequencies = torch.exp(-log(10000.0) * torch.arange(half, device=label.device, dtype=torch.float32) / half)
+    phase = 1000.0 * label.float()[:, None] * frequencies
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+def _fold(x: Tensor, edge: int) -> Tensor:
+    """Cells of `edge` voxels an axis become channels."""
+    if x.ndim == 4:
+        return rearrange(x, "b c (y j) (x k) -> b (c j k) y x", j=edge, k=edge)
+    return rearrange(x, "b c (z i) (y j) (x k) -> b (c i j k) z y x", i=edge, j=edge, k=edge)
+
+
+def _unfold(x: Tensor, edge: int) -> Tensor:
+    if x.ndim == 4:
+        return rearrange(x, "b (c j k) y x -> b c (y j) (x k)", j=edge, k=edge)
+    return rearrange(x, "b (c i j k) z y x -> b c (z i) (y j) (x k)", i=edge, j=edge, k=edge)

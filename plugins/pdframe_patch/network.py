@@ -1,0 +1,136 @@
+"""The patch network: what it is given, how its output becomes an estimate of the clean patch, and presets.
+
+Five input channels: the noisy patch, the downsampled noisy volume, the patch's z, y and x coordinates (-1 to 1
+over the volume, beyond in the padding). The voxel spacing and the volume's extent steer it beside the noise level,
+so that one checkpoint serves any grid.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pdframe.nn.unet import UNet, UNetShape
+
+#: log(spacing) and log(extent), three axes each.
+CONDITIONS = 6
+
+PRESETS: dict[str, UNetShape] = {
+    # Table 6 of arXiv 2512.18161, as its re-implementations read it: 68.59 M parameters, no spacing input.
+    "paper": UNetShape(width=64, multipliers=(1, 2, 4, 4), blocks=2, attention=(8,)),
+    # What two CPU cores can train and run: works mostly at half resolution, where matrix units are well fed.
+    "compact": UNetShape(
+        width=64, multipliers=(1, 1, 2), blocks=1, attention=(8,), heads=4, fold=2, conditions=CONDITIONS
+    ),
+    # For tests: seconds, not minutes.
+    "tiny": UNetShape(width=8, multipliers=(1, 2), blocks=1, attention=(), fold=2, conditions=CONDITIONS),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the network may see; switching one off is an ablation (its channels are fed zeros)."""
+
+    context: bool = True
+    position: bool = True
+    spacing: bool = True
+
+
+class PatchNetwork(nn.Module):
+    """(patches (b, 1, P, P, P), sigma (b,), context, context_sigma, coordinates, conditions) -> clean patches.
+
+    All in network units (value 0 is the middle of the range, `deviation` its standard deviation).
+    `precondition="edm"`: Karras et al. 2022, eq. 7. The context is scaled by its own noise level, not by the
+    patch's: it is the mean of many voxels and far cleaner. `"vp"`: the paper's variance-preserving
+    epsilon-prediction, x_t = (x0 + sigma eps) / sqrt(1 + sigma^2), behind the same contract.
+    """
+
+    def __init__(
+        self,
+        shape: UNetShape,
+        deviation: float,
+        precondition: Literal["edm", "vp"] = "edm",
+        inputs: Inputs | None = None,
+    ) -> None:
+        super().__init__()
+        self.unet = UNet(replace(shape, in_channels=5, out_channels=1))
+        self.deviation, self.precondition = deviation, precondition
+        self.inputs = inputs or Inputs()
+
+    def forward(
+        self,
+        patches: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        context_sigma: Tensor,
+        coordinates: Tensor,
+        conditions: Tensor,
+    ) -> Tensor:
+        sigma = sigma.reshape(-1, 1, 1, 1, 1)
+        context_sigma = context_sigma.reshape(-1, 1, 1, 1, 1)
+        if self.precondition == "edm":
+            scale = (sigma**2 + self.deviation**2).rsqrt()
+            # The embedding's fastest wave turns once for a change of sigma by a factor of 1.9.
+            label = sigma.flatten().log() / 100
+            skip, out = (self.deviation * scale) ** 2, sigma * self.deviation * scale
+        else:
+            scale = (sigma**2 + 1).rsqrt()
+            label = vp_time(sigma.flatten())
+            skip, out = torch.ones_like(sigma), -sigma
+        context = context * (context_sigma**2 + self.deviation**2).rsqrt()
+        channels = [
+            patches * scale,
+            context if self.inputs.context else torch.zeros_like(context),
+            coordinates if self.inputs.position else torch.zeros_like(coordinates),
+        ]
+        given = torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last_3d)
+        if not self.inputs.spacing:
+            conditions = torch.zeros_like(conditions)
+        with torch.autocast(patches.device.type, torch.bfloat16, enabled=fast_bfloat16(patches.device)):
+            answer = self.unet(given, label, conditions)
+        return skip * patches + out * answer.float()
+
+
+def vp_time(sigma: Tensor) -> Tensor:
+    """The continuous DDPM time in [0, 1] whose linear beta schedule (1e-4 to 0.02, T = 1000) has this sigma.
+
+    From log(abar_t) ~ -(b0 t + (b1 - b0) t^2 / 2) T, solved for t.
+    """
+    low, high = 1e-4 * 1000, 0.02 * 1000
+    depth = torch.log1p(sigma**2)
+    return (torch.sqrt(low**2 + 2 * (high - low) * depth) - low) / (high - low)
+
+
+def coordinates(starts: Tensor, patch: int, shape: Sequence[int]) -> Tensor:
+    """(n, 3) starts -> (n, 3, P, P, P) coordinates of voxel centres, -1 to 1 over the un-padded volume."""
+    steps = torch.arange(patch, device=starts.device, dtype=torch.float32)
+    channels = []
+    for axis, n in enumerate(shape):
+        line = (2 * (starts[:, axis, None] + steps) + 1) / n - 1
+        view = [len(starts), 1, 1, 1]
+        view[axis + 1] = patch
+        channels.append(line.reshape(view).expand(-1, patch, patch, patch))
+    return torch.stack(channels, dim=1)
+
+
+def conditions(spacing_mm: Sequence[float], shape: Sequence[int]) -> Tensor:
+    """(6,): log of the voxel spacing over 2 mm and of the volume's extent over 300 mm, z, y, x."""
+    spacing = torch.tensor(spacing_mm, dtype=torch.float32)
+    extent = spacing * torch.tensor(shape, dtype=torch.float32)
+    return torch.cat([(spacing / 2).log(), (extent / 300).log()])
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is the faster arithmetic here: tensor cores, or a CPU with AMX that oneDNN may use."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    allowed = "AMX" in os.environ.get("ONEDNN_MAX_CPU_ISA", "AMX").upper().replace("DEFAULT", "AMX")
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return allowed and probe is not None and probe()

@@ -1,0 +1,83 @@
+"""The prior as a denoiser of whole volumes, with a network small enough for a test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pdframe.core.grid import Grid
+from pdframe.core.prior import prior_cost, prior_on
+from pdframe.core.seeds import generator
+from pdframe_patch.network import PRESETS
+from pdframe_patch.prior import PatchPrior
+from pdframe_patch.weights import Card, load_weights, save_weights
+
+
+@pytest.fixture
+def prior() -> PatchPrior:
+    card = Card(patch=8, unet=PRESETS["tiny"])
+    network = card.network()
+    rng = generator(0)
+    for p in network.parameters():
+        p.data = torch.randn(p.shape, generator=rng) * 0.05
+    return PatchPrior(network.eval().requires_grad_(False), card)
+
+
+def on(prior: PatchPrior, shape) -> PatchPrior:
+    return prior_on(prior, Grid(shape, (2.0, 1.5, 1.5)))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (11, 20, 5), (3, 3, 3)])
+@pytest.mark.parametrize("tiling", ["random", "blended"])
+def test_any_shape_comes_back_finite_and_in_shape(prior, shape, tiling):
+    x = torch.rand(2, 1, *shape, generator=generator(1)) * 0.04
+    ready = PatchPrior(prior.network, prior.card, tiling=tiling, spacing_mm=(2.0, 1.5, 1.5))
+    out = ready.denoise(x, torch.tensor([0.01, 0.002]), rng=generator(2))
+    assert out.shape == x.shape and out.dtype == x.dtype and bool(out.isfinite().all())
+
+
+def test_the_same_generator_gives_the_same_bits_and_another_offset_another_answer(prior):
+    x = torch.rand(1, 1, 20, 20, 20, generator=generator(1)) * 0.04
+    ready, sigma = on(prior, (20, 20, 20)), torch.tensor([0.005])
+    assert torch.equal(ready.denoise(x, sigma, rng=generator(3)), ready.denoise(x, sigma, rng=generator(3)))
+    assert not torch.equal(ready.denoise(x, sigma, rng=generator(3)), ready.denoise(x, sigma, rng=generator(4)))
+    assert torch.equal(ready.denoise(x, sigma), ready.denoise(x, sigma))
+
+
+def test_patches_are_the_same_in_any_batch_size(prior):
+    x = torch.rand(1, 1, 20, 20, 20, generator=generator(1)) * 0.04
+    answers = [
+        PatchPrior(prior.network, prior.card, batch=b, spacing_mm=(1.0, 1.0, 1.0)).denoise(x, torch.tensor([0.005]))
+        for b in (1, 7)
+    ]
+    torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-5)
+
+
+def test_a_volume_without_spacing_or_with_two_axes_is_refused(prior):
+    with pytest.raises(ValueError, match="voxel spacing"):
+        prior.denoise(torch.zeros(1, 1, 8, 8, 8), torch.tensor([0.01]))
+    with pytest.raises(ValueError, match="three axes"):
+        prior_on(prior, Grid((8, 8), (1.0, 1.0)))
+
+
+def test_cost_counts_the_patches_that_are_evaluated(prior):
+    assert prior_cost(prior, (2, 1, 16, 16, 16))["voxels"] == 2 * 27 * 8**3
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(prior, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, prior.network, prior.card)
+    network, card = load_weights(path)
+    assert card == prior.card
+    for a, b in zip(network.parameters(), prior.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_what_is_not_a_checkpoint_is_refused_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_weights(tmp_path / "none.safetensors")
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"12345678901234567890")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        load_weights(torn)

@@ -1,0 +1,142 @@
+"""The training loop: learns, resumes after a kill with the same curve, splits over processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pdframe.config import load_training
+from pdframe.ct.nifti import write_nifti
+from pdframe.core.grid import Grid
+from pdframe.core.seeds import generator
+from pdframe.train import TrainConfig, _rate
+from pdframe_patch.weights import load_weights
+
+
+def write_scan(path: Path, seed: int) -> None:
+    """A blob of water with a denser ball in it: enough of a body to train on for a few steps."""
+    rng = generator(seed)
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, 24),) * 3, indexing="ij")
+    hu = torch.where(z**2 + y**2 + x**2 < 0.8, 30.0, -1000.0)
+    centre = torch.rand(3, generator=rng) - 0.5
+    hu[(z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < 0.1] = 400.0
+    write_nifti(path, (0.02 * (1 + hu / 1000))[None, None], Grid(hu.shape, (4.0, 4.0, 4.0)))
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    for k in range(2):
+        write_scan(folder / f"scan{k}.nii.gz", k)
+    path = folder / "tiny.toml"
+    path.write_text(
+        """
+        [train]
+        steps = 12
+        batch = 4
+        learning_rate = 2e-3
+        warmup_steps = 2
+        log_every = 2
+        validate_every = 6
+        checkpoint_every_s = 1e-9
+        device = "cpu"
+        [task]
+        name = "patch3d"
+        preset = "tiny"
+        patch = 8
+        slots = 2
+        refresh_steps = 6
+        root = "."
+        scans = [{file = "scan0.nii.gz"}]
+        validation = [{file = "scan1.nii.gz"}]
+        [task.grids]
+        protocol_mm = 5.0
+        protocol_voxels = 16
+        extent_mm = [60.0, 90.0]
+        """
+    )
+    return path
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def straight(toml, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("straight")
+    load_training(toml).run(out)
+    return out
+
+
+def test_a_run_leaves_weights_a_log_and_a_curve(straight):
+    assert [step for step, _ in losses(straight)] == [2, 4, 6, 8, 10, 12]
+    assert (straight / "curve.png").stat().st_size > 1000
+    network, card = load_weights(straight / "weights.safetensors")
+    assert card.training["steps"] == 12 and card.training["validation"]["loss"] > 0
+    assert card.data[0]["file"] == "scan0.nii.gz" and card.patch_flops > 0
+
+
+def test_longer_training_lowers_the_validation_loss(toml, tmp_path):
+    load_training(toml, ["train.steps=150", "train.validate_every=75", "train.checkpoint_every_s=60"]).run(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    first, *_, last = (row["loss"] for row in rows if "loss" in row)
+    assert last < 0.7 * first
+
+
+def test_a_killed_run_goes_on_with_the_same_curve(toml, straight, tmp_path):
+    """kill -9 at whatever moment the third line of the log appears, then the same command again."""
+    command = [sys.executable, "-m", "pdframe", "train", str(toml), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    log, patience = tmp_path / "log.jsonl", time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count('"loss"') >= 3) and time.monotonic() < patience:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(losses(tmp_path)) >= 1
+    load_training(toml).run(tmp_path)
+    assert losses(tmp_path) == losses(straight)
+    a, b = (load_weights(out / "weights.safetensors")[0] for out in (tmp_path, straight))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_two_processes_follow_the_curve_of_one(toml, straight, tmp_path):
+    """DDP over gloo: the items of a batch are the same draws however they are split."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617"),
+        *("-m", "pdframe", "train", str(toml), "--out", str(tmp_path)),
+    ]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [s for s, _ in losses(tmp_path)] == [s for s, _ in losses(straight)]
+    for (_, a), (_, b) in zip(losses(tmp_path), losses(straight), strict=True):
+        assert a == pytest.approx(b, rel=0.02)
+
+
+def test_state_of_another_network_is_refused(toml, straight, tmp_path):
+    (tmp_path / "state.safetensors").write_bytes((straight / "state.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="another network"):
+        load_training(toml, ['task.preset="compact"', "task.patch=16"]).run(tmp_path)
+
+
+def test_a_missing_or_other_scan_is_named(toml, tmp_path):
+    with pytest.raises(FileNotFoundError, match="task.root"):
+        load_training(toml, ['task.scans=[{file="none.nii.gz"}]']).run(tmp_path)
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        load_training(toml, [f'task.scans=[{{file="scan0.nii.gz", sha256="{"0" * 64}"}}]']).run(tmp_path)
+
+
+def test_the_rate_warms_up_holds_and_falls_to_zero():
+    config = TrainConfig(steps=100, warmup_steps=10, decay_fraction=0.2, learning_rate=1.0)
+    rates = [_rate(config, step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == rates[50] == rates[79] == 1.0
+    assert rates[90] == pytest.approx(0.5) and rates[99] == pytest.approx(0.05)
