@@ -104,6 +104,7 @@ def run_experiment(
 
 def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) -> RunResult:
     progress.say(f"{experiment.title or folder.name}\nrun folder {_short(folder)}")
+    runfolder.sweep(folder)
     runfolder.write(folder / runfolder.CONFIG, dump(experiment))
     setting = _setting(experiment, folder, progress)
     record = _record(experiment, digest, setting)

@@ -107,11 +107,18 @@ def folder_names(labels: Iterable[str]) -> list[str]:
     return names
 
 
+def sweep(folder: Path) -> None:
+    """Removes files that a killed process had not finished."""
+    for pattern in (".*.part", "*.partial"):
+        for path in folder.rglob(pattern):
+            path.unlink()
+
+
 def clear(folder: Path) -> None:
     """Removes what runs write in a folder, and nothing else."""
     made = (RECORD, CONFIG, MEASUREMENT, FIGURE, METHOD, TRACE, "checkpoint*.safetensors", "solution*.safetensors")
     volumes = tuple(f"{n}{s}" for n in ("volume", "deviation", "sample_*") for s in (".nii.gz", ".safetensors"))
     for inside in (folder, *(p for p in folder.iterdir() if (p / METHOD).is_file() or (p / TRACE).is_file())):
-        for pattern in (*made, *volumes, ".*.part"):
+        for pattern in (*made, *volumes):
             for path in inside.glob(pattern):
                 path.unlink()

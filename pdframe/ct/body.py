@@ -43,7 +43,7 @@ def _mask(x: Tensor, grid: Grid) -> Tensor:
         return torch.zeros_like(x, dtype=torch.bool)
     density = core.float()
     for axis, spacing in enumerate(grid.spacing):
-        density = _pool(avg_pool3d, density, axis, round(SOLID_MM / spacing / 2))
+        density = _pool(avg_pool3d, density, axis, min(round(SOLID_MM / spacing / 2), (grid.shape[axis] - 1) // 2))
     seed = torch.zeros(core.numel(), dtype=torch.bool)
     seed[int((density.cpu() * core.cpu()).flatten().argmax())] = True
     piece = flood(core[0, 0].cpu(), seed.reshape(core.shape)[0, 0], axes=(0, 1, 2))
