@@ -232,16 +232,18 @@ def covering_panel(bench: Bench, grid: Grid, *, parallel: bool = False, height_m
     """
     away = corners(grid) - np.array(bench.isocentre_mm[::-1])
     radius = max(hypot(x, y) for x, y, _ in away)
-    height = np.abs(away[:, 2]).max() + height_mm
+    low, high = away[:, 2].min() - height_mm, away[:, 2].max() + height_mm
     if not parallel:
         if radius >= bench.source_axis_mm:
             raise ValueError(
                 f"the volume reaches {radius:.0f} mm from the rotation axis and the source is "
                 f"{bench.source_axis_mm:.0f} mm from it: move the source out, or the isocentre into the volume"
             )
-        height *= bench.source_panel_mm / (bench.source_axis_mm - radius)
+        near = bench.source_panel_mm / (bench.source_axis_mm - radius)
+        far = bench.source_panel_mm / (bench.source_axis_mm + radius)
+        low, high = low * (near if low < 0 else far), high * (near if high > 0 else far)
         radius *= bench.source_panel_mm / sqrt(bench.source_axis_mm**2 - radius**2)
-    rows = 2 * ceil((height + abs(bench.offset_mm[0])) / bench.pixel_mm[0] - 1e-9)
+    rows = 2 * ceil(max(high - bench.offset_mm[0], bench.offset_mm[0] - low) / bench.pixel_mm[0] - 1e-9)
     columns = 2 * ceil((radius + abs(bench.offset_mm[1])) / bench.pixel_mm[1] - 1e-9)
     return rows, columns
 

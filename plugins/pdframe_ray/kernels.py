@@ -50,7 +50,7 @@ def _resample(column, z, step, first, out):  # noqa: ANN001, ANN202
     """out[r] += column at z + step (first + r). Positions are not negative, so truncation is floor."""
     kind = out.dtype.type
     for r in range(np.uint64(len(out))):
-        position = z + step * kind(first + np.int32(r))
+        position = z + step * kind(np.int32(first + np.int32(r)))
         index = np.int32(position)
         k = np.uint64(index)
         low = column[k]
@@ -67,9 +67,9 @@ def _spread(data, z, step, tap, pad, first, a, b, low, high):  # noqa: ANN001, A
     one, zero, inverse = kind(1), kind(0), kind(1) / step
     offset = (-one - z) * inverse + kind(pad + 1)
     for n in range(np.uint64(len(low))):
-        voxel = kind(first + np.int32(n))
-        k = np.int32(voxel * inverse + offset) + tap
-        at = z + step * kind(k - pad) - voxel
+        voxel = kind(np.int32(first + np.int32(n)))
+        k = np.int32(np.int32(voxel * inverse + offset) + tap)
+        at = z + step * kind(np.int32(k - pad)) - voxel
         k0 = np.uint64(k)
         total = data[k0] * max(zero, one - abs(at))
         total += data[k0 + np.uint64(1)] * max(zero, one - abs(at + step))
@@ -85,9 +85,9 @@ def _spread_pair(data, z, step, pad, first, a, b, low, high):  # noqa: ANN001, A
     one, zero, inverse = kind(1), kind(0), kind(1) / step
     offset = (-one - z) * inverse + kind(pad + 1)
     for n in range(np.uint64(len(low))):
-        voxel = kind(first + np.int32(n))
+        voxel = kind(np.int32(first + np.int32(n)))
         k = np.int32(voxel * inverse + offset)
-        at = z + step * kind(k - pad) - voxel
+        at = z + step * kind(np.int32(k - pad)) - voxel
         k0 = np.uint64(k)
         total = data[k0] * max(zero, one - abs(at))
         total += data[k0 + np.uint64(1)] * max(zero, one - abs(at + step))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.operator import ForwardOperator
+from pdframe.core.operator import ForwardOperator, pseudoinverse
 from pdframe.ct.geometry import Geometry, check_clear
 from pdframe_ray import columns, memory, planes
 from pdframe_ray.rays import IndexRays
@@ -96,3 +96,14 @@ def _items(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{what} must be float32 or float64: got {value.dtype}; convert it with .float()")
     return value.detach().flatten(0, 1)
+
+
+@pseudoinverse.register
+def _(operator: ConeBeam, y: Tensor) -> Tensor:
+    """FDK (fan- and parallel-beam FBP with it) on a circle; least squares elsewhere, as for any operator."""
+    from pdframe_ray import fdk
+
+    items = _items(y, operator.data_shape, "a measurement").unflatten(0, y.shape[:2])
+    if fdk.circle(operator.geometry) is None:
+        return pseudoinverse.dispatch(ForwardOperator)(operator, y)
+    return fdk.fdk(operator.geometry, operator.grid, items)
