@@ -88,6 +88,10 @@ class Geometry:
             digest.update((array + 0.0).astype("<f8").tobytes())  # + 0.0 turns -0.0 into 0.0
         return digest.hexdigest()
 
+    def __repr__(self) -> str:
+        beam, (rows, columns) = "parallel" if self.parallel else "cone", self.panel
+        return f"Geometry({beam} beam, {self.views} views, panel {rows} x {columns}, sha256 {self.sha256()[:12]})"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Geometry) and self.sha256() == other.sha256()
 

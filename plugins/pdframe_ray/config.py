@@ -6,7 +6,7 @@ import dataclasses
 from math import radians
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pdframe.core.grid import Grid
 from pdframe.ct import geometry as ct
@@ -38,7 +38,7 @@ class ConeBeamConfig(Config):
     pixel_mm: tuple[PositiveFloat, PositiveFloat] | None = Field(None, description=_PIXEL)
     panel_offset_mm: Pair = Field((0.0, 0.0), description="shift of the panel along its rows and columns axes (v, u)")
     start_degrees: float = Field(0.0, description="angle of the first view")
-    arc_degrees: float | None = Field(None, description='arc of a "limited" orbit')
+    arc_degrees: PositiveFloat | None = Field(None, description='arc of a "limited" orbit')
     pitch_mm: float | None = Field(None, description='rise per turn of a "helical" orbit')
     turns: PositiveFloat | None = Field(None, description='number of turns of a "helical" orbit; default 1')
     isocentre_mm: Triple = Field((0.0, 0.0, 0.0), description=_ISOCENTRE)
@@ -46,7 +46,6 @@ class ConeBeamConfig(Config):
 
     def build(self, grid: Grid) -> ConeBeam:
         """The operator on a (z, y, x) grid."""
-        self._check_orbit()
         turns = self.turns or 1.0
         height = abs(self.pitch_mm or 0.0) * turns / 2
         bench = _bench(self, grid, self.source_panel_mm / self.source_axis_mm)
@@ -65,7 +64,8 @@ class ConeBeamConfig(Config):
                 geometry = ct.helical(bench, self.views, pitch_mm=pitch, turns=turns, start_rad=start)
         return ConeBeam(geometry, grid, self.form)
 
-    def _check_orbit(self) -> None:
+    @model_validator(mode="after")
+    def _orbit_has_its_settings(self) -> ConeBeamConfig:
         for name, orbit, needed in (
             ("arc_degrees", "limited", True),
             ("pitch_mm", "helical", True),
@@ -76,6 +76,7 @@ class ConeBeamConfig(Config):
                 raise ValueError(f'{name} is for orbit = "{orbit}": orbit is "{self.orbit}"; leave {name} out')
             if needed and not given and self.orbit == orbit:
                 raise ValueError(f'orbit = "{orbit}" needs {name}')
+        return self
 
 
 class FanBeamConfig(Config):
@@ -88,7 +89,7 @@ class FanBeamConfig(Config):
     pixel_mm: PositiveFloat | None = Field(None, description="pixel pitch; default: voxel spacing times magnification")
     offset_mm: float = Field(0.0, description="shift of the detector along its columns")
     start_degrees: float = Field(0.0, description="angle of the first view")
-    arc_degrees: float = Field(360.0, description="arc over which the views are spread")
+    arc_degrees: PositiveFloat = Field(360.0, description="arc over which the views are spread")
     isocentre_mm: Triple = Field((0.0, 0.0, 0.0), description=_ISOCENTRE)
     form: Form = Field("auto", description=_FORM)
 
@@ -112,7 +113,7 @@ class ParallelBeamConfig(Config):
     pixel_mm: tuple[PositiveFloat, PositiveFloat] | None = Field(None, description=_PIXEL)
     panel_offset_mm: Pair = Field((0.0, 0.0), description="shift of the panel along its rows and columns axes (v, u)")
     start_degrees: float = Field(0.0, description="angle of the first view")
-    arc_degrees: float = Field(180.0, description="arc over which the views are spread")
+    arc_degrees: PositiveFloat = Field(180.0, description="arc over which the views are spread")
     isocentre_mm: Triple = Field((0.0, 0.0, 0.0), description=_ISOCENTRE)
     form: Form = Field("auto", description=_FORM)
 

@@ -123,8 +123,10 @@ def test_matrix_of_a_tiny_scan() -> None:
 
 
 @pytest.mark.parametrize("form", ["auto", "planes"])
-def test_same_bits_on_one_and_two_threads(form: str) -> None:
-    operator = ConeBeam(SCANS["circular"], GRID, form)
+def test_same_bits_on_one_and_two_threads(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "BLOCK_BYTES", 1)  # many tasks, in any order
+    monkeypatch.setattr(columns, "BLOCK_COLUMNS", 3)
+    operator = ConeBeam(SCANS["45 degrees"], GRID, form)
     x, y = noise(operator, dtype=torch.float32)
     threads = torch.get_num_threads()
     try:
