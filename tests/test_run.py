@@ -280,6 +280,16 @@ def test_default_folder_is_named_after_file_and_settings(tmp_path, monkeypatch):
     assert experiment.run().folder == Path("runs") / f"tiny-{sha256(experiment)[:8]}"
 
 
+EXAMPLES = sorted((Path(__file__).parents[1] / "docs" / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[p.stem for p in EXAMPLES])
+def test_examples_that_run_experiments_are_valid(path):
+    if "[solver]" not in path.read_text() and "extends" not in path.read_text():
+        pytest.skip("not an experiment")
+    assert pdframe.load(path).methods
+
+
 def test_residual_of_the_truth_is_one_deviation():
     grid = pdframe.Grid((8, 8, 8), (10.0, 10.0, 10.0))
     operator = pdframe.build("operator", "cone_beam", grid=grid, views=4)
