@@ -31,5 +31,3 @@ class Window:
 
 #: Everything that metrics look at unless told otherwise: air to dense bone.
 METRIC = Window(-1000.0, 1000.0)
-#: Lung and soft tissue in one picture.
-CHEST = Window(-1000.0, 400.0)
