@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 import torch
@@ -110,24 +110,26 @@ def project(x: Tensor, tab: ColumnTable, data_shape: tuple[int, int, int]) -> Te
     from pdframe_ray import kernels
 
     views, rows, columns = data_shape
-    out = x.new_empty(x.shape[0], views, columns, rows)
-    for volume, data in zip(x, out, strict=True):
+    y = x.new_empty(x.shape[0], *data_shape)
+    upright = x.new_empty(views, columns, rows)
+    into = upright.numpy().reshape(-1, rows)
+    for volume, data in zip(x, y, strict=True):
         flat = volume.reshape(len(volume), -1).t().contiguous().numpy().reshape(-1)  # (y, x, z)
-        into = data.numpy().reshape(-1, rows)
         tasks = [
             (kernels.project, flat, layout, tab.entries, part, into)
             for layout, which in zip(_layouts(volume.shape), tab.by_axis, strict=True)
             for part in _split(which, BLOCK_COLUMNS)
         ]
         _run(tasks)
-    return (out.flip(-1) if tab.flipped else out).transpose(2, 3).contiguous()
+        data.copy_((upright.flip(-1) if tab.flipped else upright).transpose(1, 2))
+    return y
 
 
 def back_project(y: Tensor, tab: ColumnTable, shape: tuple[int, int, int]) -> Tensor:
     """A' y, the exact transpose of `project`: (item, view, row, column) -> (item, z, y, x)."""
     from pdframe_ray import kernels
 
-    pad, rows = tab.taps + 3, y.shape[2]
+    pad, rows = _pad(tab), y.shape[2]
     x = y.new_empty(y.shape[0], *shape)
     data = y.new_zeros(len(tab.entries), rows + 2 * pad)
     for values, volume in zip(y, x, strict=True):
@@ -156,9 +158,17 @@ def back_project(y: Tensor, tab: ColumnTable, shape: tuple[int, int, int]) -> Te
     return x
 
 
-def scratch_bytes(data_shape: tuple[int, int, int], shape: tuple[int, int, int], itemsize: int) -> int:
+def scratch_bytes(
+    tab: ColumnTable, data_shape: tuple[int, int, int], shape: tuple[int, int, int], itemsize: int
+) -> int:
     """Upper bound on the scratch memory of `project` and `back_project`, whatever the batch: bytes."""
-    return itemsize * (int(np.prod(shape)) + 4 * int(np.prod(data_shape)))
+    views, rows, columns = data_shape
+    return itemsize * (prod(shape) + views * columns * (3 * rows + 2 * _pad(tab)))
+
+
+def _pad(tab: ColumnTable) -> int:
+    """Zeros before and after each panel column, so that every row that could reach a voxel can be read."""
+    return tab.taps + 3
 
 
 def _layouts(shape: tuple[int, ...]) -> tuple[tuple[int, int, int, int, int], ...]:

@@ -26,8 +26,8 @@ def memory_estimate(operator: ConeBeam, *, items: int = 1, itemsize: int = 4) ->
     rays = operator.views * panel[0] * panel[1]
     both = items * (operator.grid.size + rays) * itemsize
     scratch = planes.scratch_bytes(items, panel, shape, itemsize)
-    if operator.form == "auto":
-        scratch = max(scratch, columns.scratch_bytes(operator.data_shape, shape, itemsize))
+    if operator.form == "auto" and (table := operator._table):
+        scratch = max(scratch, columns.scratch_bytes(table, operator.data_shape, shape, itemsize))
     return both + scratch
 
 
