@@ -28,7 +28,7 @@ class PatchTrainingConfig(Config):
     root: Path = Field(description="folder that holds the scans")
     scans: list[ScanFile]
     validation: list[ScanFile] = Field(default=[], description="scans of other patients")
-    preset: Literal["paper", "compact", "tiny"] = "compact"
+    preset: Literal["paper", "compact", "folded", "tiny"] = "compact"
     start_from: Literal["", "shipped"] | Path = Field("", description="checkpoint whose weights to start from")
     precondition: Literal["edm", "vp"] = "edm"
     patch: int = Field(32, ge=8)
