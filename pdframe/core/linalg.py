@@ -37,24 +37,34 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def cg(
-    matvec: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None = None, *, iterations: int, tolerance: float = 0.0
+    matvec: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x0: Tensor | None = None,
+    *,
+    iterations: int,
+    tolerance: float = 0.0,
+    precondition: Callable[[Tensor], Tensor] = lambda r: r,
 ) -> Solved:
     """Solves H x = b for a symmetric positive semi-definite H, from x0 (or zero, which saves one `matvec`).
 
-    An item stops when |b - H x| <= tolerance |b|. Costs one `matvec` per iteration.
+    An item stops when |b - H x| <= tolerance |b|. Costs one `matvec` per iteration. `precondition` applies a
+    symmetric positive definite approximation of the inverse of H (Saad 2003, algorithm 9.1).
     """
     x = torch.zeros_like(b) if x0 is None else x0
     r = b if x0 is None else b - matvec(x0)
-    p, rr = r, dot(r, r)
     goal = tolerance**2 * dot(b, b)
-    active, done = rr > goal, 0
+    active, done = dot(r, r) > goal, 0
+    p = z = precondition(r)
+    rz = dot(r, z)
     while done < iterations and bool(active.any()):
         hp = matvec(p)
-        step = _ratio(rr, dot(p, hp), active)
+        step = _ratio(rz, dot(p, hp), active)
         x, r = x + per_item(step, x).to(x) * p, r - per_item(step, r).to(r) * hp
-        rr, before = dot(r, r), rr
-        p = r + per_item(_ratio(rr, before, active), p).to(p) * p
-        active, done = active & (rr > goal), done + 1
+        active, done = active & (dot(r, r) > goal), done + 1
+        if done < iterations:
+            z = precondition(r)
+            rz, before = dot(r, z), rz
+            p = z + per_item(_ratio(rz, before, active), p).to(p) * p
     return Solved(x, r, done)
 
 
