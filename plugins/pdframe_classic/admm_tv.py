@@ -39,7 +39,7 @@ class ADMMTVConfig(Config):
     and `cg` adjoint calls per step; no others."""
 
     weight: float = Field(
-        1e-4,
+        5e-5,
         ge=0,
         description="Strength of the total variation, in units of x times length (for CT 1/mm times mm, no unit), "
         "after division of the data term by the largest eigenvalue of A'WA.",
@@ -54,7 +54,7 @@ class ADMMTVConfig(Config):
         description="Weight of each value of y: its inverse noise variance, or 1, which converges much faster.",
     )
     penalty: float = Field(
-        0.02, gt=0, description="ADMM's rho at the start; balanced later, of no effect on the limit."
+        0.005, gt=0, description="ADMM's rho at the start; balanced later, of no effect on the limit."
     )
     nonnegative: bool = Field(True, description="Constrain x to be at least 0.")
 
@@ -120,21 +120,21 @@ class ADMMTV(Solver[ADMMTVState]):
 
         def hessian(p: Tensor) -> Tensor:
             data = problem.operator.adjoint(weights * problem.operator.forward(p)) / scale
-            return data + rho * _split_adjoint(_split(p, spacing), spacing)
+            return data + rho * _split_normal(p, spacing)
 
         inverse = 1 / (state.transfer + rho * (1 + min(spacing) ** 2 * gradient_transfer(x, spacing)))
 
         # x: CG on the correction, so that A'WA x / L of the new x follows from its residual.
         right = state.back + rho * _split_adjoint(z - u, spacing)
-        residual = right - state.data_hessian_x - rho * _split_adjoint(_split(x, spacing), spacing)
+        residual = right - state.data_hessian_x - rho * _split_normal(x, spacing)
         correction = cg(hessian, residual, iterations=self.settings.cg, precondition=lambda r: filtered(r, inverse))
         x = x + correction.x
-        kx = _split(x, spacing)
-        data_hessian_x = right - correction.residual - rho * _split_adjoint(kx, spacing)
+        data_hessian_x = right - correction.residual - rho * _split_normal(x, spacing)
 
         # z and u, over-relaxed.
-        v = self.OVER_RELAXATION * kx + (1 - self.OVER_RELAXATION) * z + u
-        z_new = self._prox(v, self.settings.weight / min(spacing) / per_item(state.rho, v).to(v))
+        kx = _split(x, spacing)
+        v = (self.OVER_RELAXATION * kx).add_(z, alpha=1 - self.OVER_RELAXATION).add_(u)
+        z_new = self._prox(v, self.settings.weight / min(spacing) / rho)
         u_new = v - z_new
 
         # Residuals relative to the size of what they compare (Boyd et al., section 3.3.1).
@@ -163,10 +163,13 @@ class ADMMTV(Solver[ADMMTVState]):
 
     def _prox(self, v: Tensor, threshold: Tensor) -> Tensor:
         """Shrinks each voxel's gradient vector by `threshold` in length, and clips the last slot at 0."""
-        slope, value = v[:, :, :-1], v[:, :, -1:]
-        length = slope.norm(dim=2, keepdim=True)
-        shrunk = slope * (1 - threshold / length.clamp_min(1e-30)).clamp_min(0)
-        return torch.cat([shrunk, self._feasible(value)], 2)
+        square = v[:, :, 0] ** 2
+        for axis in range(1, v.shape[2] - 1):
+            square.addcmul_(v[:, :, axis], v[:, :, axis])
+        keep = (1 - threshold / square.sqrt_().clamp_min_(1e-30)).clamp_min_(0)
+        z = v * keep.unsqueeze(2)
+        z[:, :, -1] = self._feasible(v[:, :, -1])
+        return z
 
     def _balance(self, step: int, primal: Tensor, dual: Tensor) -> Tensor:
         """Factor on rho that keeps the relative residuals alike (Boyd et al., equation 3.13; Wohlberg 2017)."""
@@ -175,14 +178,29 @@ class ADMMTV(Solver[ADMMTVState]):
         return (primal / dual.clamp_min(1e-30)).sqrt().clamp(0.5, 2.0)
 
 
+# The gradient scaled by h is the gradient on a grid whose smallest spacing is 1.
+
+
 def _split(x: Tensor, spacing: tuple[float, ...]) -> Tensor:
     """K x = (h grad x, x), (batch, channel, axis + 1, *spatial)."""
-    return torch.cat([min(spacing) * gradient(x, spacing), x.unsqueeze(2)], 2)
+    z = x.new_empty(*x.shape[:2], len(spacing) + 1, *x.shape[2:])
+    gradient(x, _relative(spacing), out=z[:, :, :-1])
+    z[:, :, -1] = x
+    return z
 
 
 def _split_adjoint(z: Tensor, spacing: tuple[float, ...]) -> Tensor:
     """K' z."""
-    return min(spacing) * gradient_adjoint(z[:, :, :-1], spacing) + z[:, :, -1]
+    return gradient_adjoint(z[:, :, :-1], _relative(spacing)).add_(z[:, :, -1])
+
+
+def _split_normal(x: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    """K'K x."""
+    return gradient_adjoint(gradient(x, _relative(spacing)), _relative(spacing)).add_(x)
+
+
+def _relative(spacing: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(s / min(spacing) for s in spacing)
 
 
 def _norm(x: Tensor) -> Tensor:

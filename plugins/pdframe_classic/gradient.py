@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 
-def gradient(x: Tensor, spacing: tuple[float, ...]) -> Tensor:
+def gradient(x: Tensor, spacing: tuple[float, ...], out: Tensor | None = None) -> Tensor:
     """Forward differences divided by the spacing, 0 past the last voxel (no flux through the border).
 
     (batch, channel, *spatial) -> (batch, channel, axis, *spatial), in the unit of x per unit of length.
     """
-    out = x.new_zeros(*x.shape[:2], len(spacing), *x.shape[2:])
+    if out is None:
+        out = x.new_empty(*x.shape[:2], len(spacing), *x.shape[2:])
     for axis, step in enumerate(spacing):
         n = x.shape[2 + axis]
-        torch.sub(x.narrow(2 + axis, 1, n - 1), x.narrow(2 + axis, 0, n - 1), out=_inner(out, axis, 0, n - 1))
-        out[:, :, axis] /= step
+        inner = _inner(out, axis, 0, n - 1)
+        torch.sub(x.narrow(2 + axis, 1, n - 1), x.narrow(2 + axis, 0, n - 1), out=inner)
+        inner.div_(step)
+        _inner(out, axis, n - 1, 1).zero_()
     return out
 
 
