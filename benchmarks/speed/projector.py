@@ -14,6 +14,7 @@ import argparse
 import datetime
 import gc
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def measure(size: int, threads: int, rounds: int) -> dict[str, object]:
     for _ in range(rounds):
         for name, pair in calls.items():
             for k, call in enumerate(pair):
-                best[name][k] = min(best[name][k], call(), call())
+                best[name][k] = min(best[name][k], call())
     gc.collect()
     truth = results["planes"]
     agreement = {name: float(np.linalg.norm(r - truth) / np.linalg.norm(truth)) for name, r in results.items()}
@@ -153,7 +154,8 @@ def table(record: dict[str, object]) -> str:
         "# Projector speed",
         "",
         f"{record['date']}, {record['cpu']} ({record['features']}), {record['threads']} threads, "
-        f"torch {record['torch']}, float32. Geometry and rules: `projector.py`. "
+        f"torch {record['torch']}, float32, "
+        f"load average {record['load']} before the run. Geometry and rules: `projector.py`. "
         "Seconds; a ratio is RTK's time divided by the row's.",
         "",
         "| N^3 x 20 views | implementation | A s | A' s | A vs RTK | A' vs RTK | rel. L2 to torch form |",
@@ -181,12 +183,14 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print only, write nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    others = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     record = {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
         "features": cpu_features(),
         "threads": options.threads,
         "torch": torch.__version__,
+        "load": others,
         "results": [measure(size, options.threads, options.rounds) for size in options.size],
     }
     print(table(record))
