@@ -62,19 +62,17 @@ class PatchPrior(Prior):
     def deviation(self) -> float:
         return self.card.deviation * self.card.scale_hu * WATER / 1000
 
-    @torch.no_grad()
     def denoise(self, x: Tensor, sigma: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
         if self.spacing_mm is None:
             raise ValueError("the patch prior needs the voxel spacing: use prior_on(prior, grid), or pdframe.solve")
         if x.ndim != 5 or x.shape[1] != 1:
             raise ValueError(f"the patch prior takes (batch, 1, z, y, x) volumes: got {tuple(x.shape)}")
-        rng = rng or torch.Generator().manual_seed(0)
         self.network.to(x.device)
         scale = self.card.scale_hu * WATER / 1000
         noisy = (x.float() - self.mean) / scale
         levels = (sigma.float() / scale).expand(len(x)).tolist()
-        clean = torch.stack([self._volume(v[0], s, rng)[None] for v, s in zip(noisy, levels, strict=True)])
-        return (clean * scale + self.mean).to(x.dtype)
+        clean = [self._volume(v[0], s, rng or torch.Generator().manual_seed(0)) for v, s in zip(noisy, levels, strict=True)]
+        return (torch.stack(clean)[:, None] * scale + self.mean).to(x.dtype)
 
     def _volume(self, noisy: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
         """One (z, y, x) volume in network units."""
