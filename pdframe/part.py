@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,10 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pdframe import registry
 from pdframe.hooks import BackendMissing, Config, Entry
 from pdframe.mistakes import nested
+
+
+#: Kinds whose schema is being written, from the outside in.
+_unfolding: ContextVar[frozenset[str]] = ContextVar("unfolding", default=frozenset())
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,15 @@ class PartOf:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if self.kind in _unfolding.get():  # a solver that takes a solver: its table is checked when it is read
+            return {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+        token = _unfolding.set(_unfolding.get() | {self.kind})
+        try:
+            return self._choices(handler)
+        finally:
+            _unfolding.reset(token)
+
+    def _choices(self, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         choices = []
         for entry in registry.entries(self.kind):
             try:

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pdframe.config import SolverPart
 from pdframe.core.linalg import cgls
 from pdframe.core.noise import NoNoise
 from pdframe.core.operator import pseudoinverse
@@ -26,6 +27,7 @@ from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.schedule import edm_sigmas
 from pdframe.core.seeds import normal
+from pdframe.core.solve import solve
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 
@@ -39,10 +41,11 @@ class DDSConfig(Config):
     sigma_min: float = Field(0.02, gt=0, description="Last noise level above 0, in prior deviations.")
     rho: float = Field(7.0, gt=0, description="Curvature of the ladder (EDM): larger spends more steps at low noise.")
     eta: float = Field(0.85, ge=0, le=1, description="Share of fresh noise in each DDIM step; 0 is deterministic.")
-    start: Literal["noise", "pseudoinverse"] = Field(
+    start: Literal["noise", "pseudoinverse"] | SolverPart = Field(
         "noise",
-        description="Start from the prior's mean, or warm from the operator's pseudo-inverse of y (FDK for a cone "
-        "beam), plus noise of level sigma_max; a warm start is of use with sigma_max of about 1.",
+        description="Start from the prior's mean; or warm from the operator's pseudo-inverse of y (FDK for a cone "
+        'beam), or from what another solver finds ({name = "admm_tv", weight = 5e-5}); plus noise of level sigma_max. '
+        "A warm start is of use with sigma_max of 1 or less. What it costs is counted.",
     )
     cg: int = Field(10, ge=0, description="Most conjugate-gradient steps in one data step.")
     weighting: Literal["statistical", "none"] = Field(
@@ -98,9 +101,13 @@ class DDS(Solver[DDSState]):
 
     def init(self, problem: Problem, rng: torch.Generator) -> DDSState:
         y, grid = problem.y, problem.operator.grid
-        x0 = y.new_full((*y.shape[:2], *grid.shape), self.prior.mean)
-        if self.settings.start == "pseudoinverse":
+        start = self.settings.start
+        if start == "noise":
+            x0 = y.new_full((*y.shape[:2], *grid.shape), self.prior.mean)
+        elif start == "pseudoinverse":
             x0 = self._feasible(pseudoinverse(problem.operator, y))
+        else:
+            x0 = self._feasible(solve(problem, start.build(prior=self.prior), rng=rng).x)
         sigma = self.sigmas[0]
         return DDSState(x0 + sigma * normal(x0, rng), x0, 0, sigma, math.nan, 0)
 
