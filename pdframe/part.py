@@ -14,7 +14,6 @@ from pdframe import registry
 from pdframe.hooks import BackendMissing, Config, Entry
 from pdframe.mistakes import nested
 
-
 #: Kinds whose schema is being written, from the outside in.
 _unfolding: ContextVar[frozenset[str]] = ContextVar("unfolding", default=frozenset())
 

@@ -1,4 +1,4 @@
-"""Volumes drawn from a prior alone: what it has learned, without a measurement. Each beside its nearest known volume."""
+"""Volumes drawn from a prior alone: what it has learned, without a measurement; the nearest known one beside each."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def sample(sampling: Sampling, *, out_dir: Path, console: bool = False) -> list[
             progress.started(f"sample {index}", sampling.steps)
             rng = generator(sampling.seed, "sample", index)
             with torch.no_grad():
-                for done, x in enumerate(draw_sample(prior, grid.shape, steps=sampling.steps, rng=rng), 1):
+                for done, estimate in enumerate(draw_sample(prior, grid.shape, steps=sampling.steps, rng=rng), 1):
                     progress.stepped(done, {})
+                    x = estimate
             write_nifti(path, x.clamp_min(0), grid)
             progress.ended(f"wrote {path}")
         volumes.append(read_nifti(path).x)

@@ -30,10 +30,11 @@ def test_the_same_generator_gives_the_same_sample():
 
 
 def test_a_prior_in_a_toml_gives_files_a_picture_and_a_record(tmp_path):
-    from pdframe.config import load_sampling
-    from pdframe.sample import sample
     from pdframe_patch.network import PRESETS
     from pdframe_patch.weights import Card, save_weights
+
+    from pdframe.config import load_sampling
+    from pdframe.sample import sample
 
     card = Card(patch=8, unet=PRESETS["tiny"])
     save_weights(tmp_path / "w.safetensors", card.network(), card)

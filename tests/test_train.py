@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pdframe_patch.weights import load_weights
 
 from pdframe.config import load_training
-from pdframe.ct.nifti import write_nifti
 from pdframe.core.grid import Grid
 from pdframe.core.seeds import generator
+from pdframe.ct.nifti import write_nifti
 from pdframe.train import TrainConfig, _rate
-from pdframe_patch.weights import load_weights
 
 
 def write_scan(path: Path, seed: int) -> None:

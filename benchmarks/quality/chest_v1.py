@@ -1,6 +1,6 @@
 """Protocol `chest-v1`: tuning on val/, then the table on test/.
 
-    python benchmarks/quality/chest_v1.py tune  DATA --views 20 --method tv
+    python benchmarks/quality/chest_v1.py tune  DATA --views 20 8 --method tv
     python benchmarks/quality/chest_v1.py table DATA --views 20 8 --seeds 3
 
 DATA is a folder with val/ and test/. `tune` runs every trial that chest_v1_trials.toml lists for the method on the
@@ -46,33 +46,35 @@ def run_one(scan: Path, views: int, seed: int, method: dict, runs: Path, samples
     name = f"{scan.name.split('.')[0]}-{views}-{seed}-{method['label']}-{sha256(experiment)[:10]}".replace(" ", "_")
     result = experiment.run(runs / name)
     return [
-        {"method": row["method"], "samples": row["samples"], "residual": row["residual"], **row["metrics"], **row["usage"]}
+        {
+            "method": row["method"],
+            "samples": row["samples"],
+            "residual": row["residual"],
+            **row["metrics"],
+            **row["usage"],
+        }
         for row in result.rows
     ]
 
 
 def trials(method: str, views: int) -> list[dict]:
-    """Every combination that the trial file lists for a method."""
-    spec = tomli.loads((HERE / "chest_v1_trials.toml").read_text())[method]
-    fixed = spec["settings"]
-    lists = spec.get("try", {})
-    if "cases" in spec:
-        return [{**fixed, **case} for case in spec["cases"]]
-    return [{**fixed, **dict(zip(lists, values, strict=True))} for values in itertools.product(*lists.values())]
+    """The settings that the trial file lists for a method at a number of views."""
+    spec = tomli.loads((HERE / "chest_v1_trials.toml").read_text())[f"{method}_{views}"]
+    return [{**spec["settings"], **case} for case in spec["cases"]]
 
 
 def tune(options: argparse.Namespace) -> None:
     log = HERE / "chest_v1_tuning.jsonl"
-    for settings, scan in itertools.product(trials(options.method, options.views[0]), VALIDATION):
-        rows = run_one(
-            options.data / "val" / f"{scan}.nii.gz", options.views[0], 0, settings, options.runs / "tune"
-        )
-        line = {"method": options.method, "views": options.views[0], "scan": scan, "settings": settings, **_short(rows)}
-        known = [json.loads(text) for text in log.read_text().splitlines()] if log.is_file() else []
-        if line["settings"] not in [k["settings"] for k in known if k["views"] == line["views"]]:
+    known = [json.loads(text) for text in log.read_text().splitlines()] if log.is_file() else []
+    for views in options.views:
+        for settings, scan in itertools.product(trials(options.method, views), VALIDATION):
+            if any((k["views"], k["scan"], k["settings"]) == (views, scan, settings) for k in known):
+                continue
+            rows = run_one(options.data / "val" / f"{scan}.nii.gz", views, 0, settings, options.runs / "tune")
+            line = {"method": options.method, "views": views, "scan": scan, "settings": settings, **_short(rows)}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+            print(views, settings, round(line["psnr_db"], 2), round(line["seconds"]), flush=True)
 
 
 def _short(rows: list[dict]) -> dict:
@@ -114,8 +116,11 @@ def report(lines: list[dict]) -> str:
             cells = []
             for label in labels:
                 rows = [r for r in chosen if r["scan"] == scan and r["method"] == label]
-                cells.append(f"{np.mean([r['psnr_db'] for r in rows]):.2f} / {np.mean([r['ssim'] for r in rows]):.3f}"
-                             if rows else "")
+                cells.append(
+                    f"{np.mean([r['psnr_db'] for r in rows]):.2f} / {np.mean([r['ssim'] for r in rows]):.3f}"
+                    if rows
+                    else ""
+                )
             text.append(f"| {scan} | " + " | ".join(cells) + " |")
         text += paired(chosen, labels)
     return "\n".join(text) + "\n"
@@ -134,8 +139,10 @@ def paired(chosen: list[dict], labels: list[str]) -> list[str]:
         means = rng.choice(gains, (10000, len(gains))).mean(1)
         low, high = np.quantile(means, [0.025, 0.975])
         patients = len({k[0] for k in keys})
-        lines.append(f"\n{label} - TV: {gains.mean():+.2f} dB, 95 % interval [{low:+.2f}, {high:+.2f}] over "
-                     f"{patients} patients x {len(gains) // patients} noise seeds; worst {gains.min():+.2f} dB.")
+        lines.append(
+            f"\n{label} - TV: {gains.mean():+.2f} dB, 95 % interval [{low:+.2f}, {high:+.2f}] over "
+            f"{patients} patients x {len(gains) // patients} noise seeds; worst {gains.min():+.2f} dB."
+        )
     return lines
 
 

@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pdframe_patch import tiling
+from pdframe_patch.prior import PatchPrior, PatchPriorConfig
 from torch import nn
 
 from pdframe.core.grid import Grid
 from pdframe.core.prior import prior_on
 from pdframe.core.seeds import generator
-from pdframe_patch import tiling
-from pdframe_patch.prior import PatchPrior, PatchPriorConfig
 
 
 class Timed(nn.Module):

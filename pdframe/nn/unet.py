@@ -129,8 +129,8 @@ class _Stage(nn.ModuleList):
 class UNet(nn.Module):
     """(batch, in_channels, *spatial), (batch,), (batch, conditions) -> (batch, out_channels, *spatial).
 
-    The second argument is the noise label, of order 1 (a diffusion time in [0, 1], say). Every spatial edge must be a multiple of
-    `fold * 2 ** (len(multipliers) - 1)`.
+    The second argument is the noise label, of order 1 (a diffusion time in [0, 1], say). Every spatial edge must be a
+    multiple of `fold * 2 ** (len(multipliers) - 1)`.
     """
 
     def __init__(self, shape: UNetShape) -> None:
@@ -145,45 +145,20 @@ class UNet(nn.Module):
             self.condition = nn.Sequential(
                 nn.Linear(shape.conditions, shape.width), nn.SiLU(), _zero(nn.Linear(shape.width, embedding))
             )
-
-        def stage(inputs: int, outputs: int, level: int) -> list[nn.Module]:
-            attends = shape.fold * 2**level in shape.attention
-            block = _Residual(dims, inputs, outputs, embedding)
-            return [block, _Attention(outputs, shape.heads)] if attends else [block]
-
-        inputs = shape.in_channels
         if shape.fold > 1:
-            self.stem = _conv(dims, inputs, shape.fine)
+            self.stem = _conv(dims, shape.in_channels, shape.fine)
             self.fine_in = _Residual(dims, shape.fine, shape.fine, embedding)
-            inputs = shape.fine
-        self.head = _conv(dims, inputs * folded, widths[0])
-        self.down, skips, channels = nn.ModuleList(), [widths[0]], widths[0]
-        for level, width in enumerate(widths):
-            for _ in range(shape.blocks):
-                self.down.append(_Stage(stage(channels, width, level)))
-                channels = width
-                skips.append(channels)
-            if level < len(widths) - 1:
-                self.down.append(_Stage([_Down(dims, channels)]))
-                skips.append(channels)
-        middle = [_Residual(dims, channels, channels, embedding)]
-        if shape.attention:
-            middle.append(_Attention(channels, shape.heads))
-        self.middle = _Stage([*middle, _Residual(dims, channels, channels, embedding)])
-        self.up = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
-            for index in range(shape.blocks + 1):
-                modules = stage(channels + skips.pop(), width, level)
-                channels = width
-                if level and index == shape.blocks:
-                    modules.append(_Up(dims, channels))
-                self.up.append(_Stage(modules))
+        self.head = _conv(dims, (shape.fine if shape.fold > 1 else shape.in_channels) * folded, widths[0])
+        self.down, skips = _way_down(shape, widths, embedding)
+        self.middle = _middle(shape, widths[-1], embedding)
+        self.up = _way_up(shape, widths, embedding, skips)
+        last = widths[0]
         if shape.fold > 1:
-            self.widen = _conv(dims, channels, shape.fine * folded)
+            self.widen = _conv(dims, last, shape.fine * folded)
             self.fine_out = _Residual(dims, 2 * shape.fine, shape.fine, embedding)
-            channels = shape.fine
-        self.tail_norm = _norm(channels)
-        self.tail = _zero(_conv(dims, channels, shape.out_channels))
+            last = shape.fine
+        self.tail_norm = _norm(last)
+        self.tail = _zero(_conv(dims, last, shape.out_channels))
 
     def forward(self, x: Tensor, label: Tensor, conditions: Tensor | None = None) -> Tensor:
         embedding = self.embed(_fourier(label, self.shape.width).to(x.dtype))
@@ -204,6 +179,46 @@ class UNet(nn.Module):
             h = torch.cat([_unfold(self.widen(h), self.shape.fold), x], dim=1)
             h = self.fine_out(h, embedding)
         return self.tail(functional.silu(self.tail_norm(h)))
+
+
+def _blocks(shape: UNetShape, inputs: int, outputs: int, level: int, embedding: int) -> list[nn.Module]:
+    """A residual block, followed by attention where the level has it."""
+    block = _Residual(shape.dims, inputs, outputs, embedding)
+    attends = shape.fold * 2**level in shape.attention
+    return [block, _Attention(outputs, shape.heads)] if attends else [block]
+
+
+def _way_down(shape: UNetShape, widths: list[int], embedding: int) -> tuple[nn.ModuleList, list[int]]:
+    """The stages from fine to coarse, and the channels of what each leaves for the way up."""
+    stages, channels = nn.ModuleList(), widths[0]
+    skips = [channels]
+    for level, width in enumerate(widths):
+        for _ in range(shape.blocks):
+            stages.append(_Stage(_blocks(shape, channels, width, level, embedding)))
+            channels = width
+            skips.append(channels)
+        if level < len(widths) - 1:
+            stages.append(_Stage([_Down(shape.dims, channels)]))
+            skips.append(channels)
+    return stages, skips
+
+
+def _middle(shape: UNetShape, channels: int, embedding: int) -> _Stage:
+    first, last = (_Residual(shape.dims, channels, channels, embedding) for _ in range(2))
+    return _Stage([first, _Attention(channels, shape.heads), last] if shape.attention else [first, last])
+
+
+def _way_up(shape: UNetShape, widths: list[int], embedding: int, skips: list[int]) -> nn.ModuleList:
+    """The stages from coarse to fine; each takes what the way down left at its place."""
+    stages, channels = nn.ModuleList(), widths[-1]
+    for level, width in reversed(list(enumerate(widths))):
+        for index in range(shape.blocks + 1):
+            modules = _blocks(shape, channels + skips.pop(), width, level, embedding)
+            channels = width
+            if level and index == shape.blocks:
+                modules.append(_Up(shape.dims, channels))
+            stages.append(_Stage(modules))
+    return stages
 
 
 def _fourier(label: Tensor, channels: int) -> Tensor:

@@ -71,7 +71,9 @@ class PatchPrior(Prior):
         scale = self.card.scale_hu * WATER / 1000
         noisy = (x.float() - self.mean) / scale
         levels = (sigma.float() / scale).expand(len(x)).tolist()
-        clean = [self._volume(v[0], s, rng or torch.Generator().manual_seed(0)) for v, s in zip(noisy, levels, strict=True)]
+        clean = [
+            self._volume(v[0], s, rng or torch.Generator().manual_seed(0)) for v, s in zip(noisy, levels, strict=True)
+        ]
         return (torch.stack(clean)[:, None] * scale + self.mean).to(x.dtype)
 
     def _volume(self, noisy: Tensor, sigma: float, rng: torch.Generator) -> Tensor:

@@ -60,8 +60,9 @@ def load_weights(name: str | Path) -> tuple[PatchNetwork, Card]:
             card = Card.model_validate_json(file.metadata()["card"])
             tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of the patch prior ({type(error).__name__}): train one with "
-                         "`pdframe train`") from error
+        raise ValueError(
+            f"{path} is not a checkpoint of the patch prior ({type(error).__name__}): train one with `pdframe train`"
+        ) from error
     network = card.network()
     network.load_state_dict(tensors)
     network.eval().requires_grad_(False)

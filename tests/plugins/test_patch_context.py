@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pdframe_patch.context import ContextNoise, area_matrices, downsample, noise_gain
 
 from pdframe.core.seeds import generator
-from pdframe_patch.context import ContextNoise, area_matrices, downsample, noise_gain
 
 
 def test_integer_factor_is_the_block_mean():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pdframe_patch.network import PRESETS, Inputs, PatchNetwork, fast_bfloat16, vp_time
 
 from pdframe.core.seeds import generator
 from pdframe.nn.unet import UNet, UNetShape
-from pdframe_patch.network import PRESETS, Inputs, PatchNetwork, fast_bfloat16, vp_time
 
 
 def parameters(module) -> int:

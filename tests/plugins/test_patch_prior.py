@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pdframe_patch.network import PRESETS
+from pdframe_patch.prior import PatchPrior
+from pdframe_patch.weights import Card, load_weights, save_weights
 
 from pdframe.core.grid import Grid
 from pdframe.core.prior import prior_cost, prior_on
 from pdframe.core.seeds import generator
-from pdframe_patch.network import PRESETS
-from pdframe_patch.prior import PatchPrior
-from pdframe_patch.weights import Card, load_weights, save_weights
 
 
 @pytest.fixture

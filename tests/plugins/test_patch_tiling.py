@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-
-from pdframe.core.seeds import generator
 from pdframe_patch import tiling
 from pdframe_patch.context import area_matrices, downsample
 from pdframe_patch.network import coordinates
+
+from pdframe.core.seeds import generator
 
 SHAPES = [(32, 32, 32), (33, 20, 47), (5, 64, 7), (1, 1, 1)]
 PATCH = 16

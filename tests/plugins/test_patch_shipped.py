@@ -1,0 +1,70 @@
+"""The shipped weights: what their card promises, and that their tiling leaves no seam."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from pdframe_patch import tiling
+from pdframe_patch.prior import PatchPrior
+from pdframe_patch.weights import shipped_weights
+
+from pdframe import build
+from pdframe.core.prior import prior_on
+from pdframe.core.problem import Item
+from pdframe.core.seeds import generator
+from pdframe.ct.units import WATER
+
+PER_HU = WATER / 1000
+
+
+@cache
+def chest() -> Item:
+    """The packaged scan, cut to 80 voxels an edge to be quick."""
+    dataset = build("dataset", "sample")
+    item = dataset.load(dataset.names()[0])
+    cut = item.x[..., 24:104, 24:104, 24:104].contiguous()
+    return Item(item.name, cut, type(item.grid)(cut.shape[2:], item.grid.spacing))
+
+
+@pytest.fixture(scope="module")
+def prior() -> PatchPrior:
+    return prior_on(build("prior", "patch3d"), chest().grid)
+
+
+def noisy(sigma_hu: float) -> torch.Tensor:
+    x = chest().x
+    return x + sigma_hu * PER_HU * torch.randn(x.shape, generator=generator(7))
+
+
+def test_the_file_is_small_and_its_card_says_where_it_is_from(prior):
+    assert shipped_weights().stat().st_size <= 20_000_000
+    card = prior.card
+    assert card.data and all(entry["cite"] and len(entry["sha256"]) == 64 for entry in card.data)
+    assert card.licence and card.training["steps"] > 0 and card.training["compute"]
+
+
+@pytest.mark.parametrize(("sigma_hu", "at_most_hu"), [(30, 18), (100, 40), (300, 75)])
+def test_it_removes_noise_from_a_scan_that_it_has_not_seen(prior, sigma_hu, at_most_hu):
+    estimate = prior.denoise(noisy(sigma_hu), torch.tensor([sigma_hu * PER_HU]), rng=generator(1))
+    assert float((estimate - chest().x).square().mean().sqrt()) / PER_HU < at_most_hu
+
+
+def test_no_seam_is_left_between_the_patches_at_the_last_noise_level(prior):
+    """Mean absolute jump across the partition's faces against the jump between other neighbours."""
+    sigma_hu, patch, shape = 20.0, prior.card.patch, tuple(chest().x.shape[2:])
+    estimate = prior.denoise(noisy(sigma_hu), torch.tensor([sigma_hu * PER_HU]), rng=generator(2))[0, 0]
+    rng = generator(2)
+    torch.randn([n + 2 * patch for n in shape], generator=rng)  # the border's noise comes before the offset
+    offset = tiling.random_offset(patch, rng)
+    truth = chest().x[0, 0]
+    at_faces, elsewhere = [], []
+    for axis in range(3):
+        jump = ((estimate - truth).diff(dim=axis)).abs().movedim(axis, 0)
+        face = (torch.arange(1, shape[axis]) - offset[axis]) % patch == 0
+        at_faces.append(jump[face].flatten())
+        elsewhere.append(jump[~face].flatten())
+    # The scan's own edges are taken out: they fall on faces by chance.
+    ratio = float(torch.cat(at_faces).mean() / torch.cat(elsewhere).mean())
+    assert ratio == pytest.approx(1.0, abs=0.05)
