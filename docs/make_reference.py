@@ -146,6 +146,8 @@ def _kind(value: dict[str, Any], definitions: dict[str, Any]) -> str:
         return "list of tables" if value.get("type") == "array" else "table"
     if "enum" in value or "const" in value:
         return ", ".join(f"`{json.dumps(v)}`" for v in value.get("enum", [value.get("const")]))
+    if "oneOf" in value:  # a choice among plugins
+        return "table, naming a plugin"
     if "anyOf" in value:
         kinds = dict.fromkeys(_kind(v, definitions) for v in value["anyOf"] if v.get("type") != "null")
         return " or ".join(kinds)
