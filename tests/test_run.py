@@ -272,7 +272,7 @@ def test_what_is_no_ct_volume_runs_without_hounsfield_units(toys, tmp_path):
 
 
 def test_default_folder_is_named_after_file_and_settings(tmp_path, monkeypatch):
-    from pdframe.config import dump, load_sampling, sha256
+    from pdframe.config import dump, sha256
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(dump(settings(solver={"name": "fdk"}, compare=[])))
@@ -285,6 +285,8 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "docs" / "examples").glob("*.toml
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[p.stem for p in EXAMPLES])
 def test_examples_are_valid(path):
+    from pdframe.config import load_sampling
+
     if path.stem == "sample":
         assert load_sampling(path).prior.name == "patch3d"
     else:
