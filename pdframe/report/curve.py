@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pdframe.report.figure import save
+
 
 def draw_training(rows: list[dict], path: Path) -> None:
     """One picture from the rows of `log.jsonl`: training loss (log scale) and validation RMSE by noise level."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -27,6 +26,4 @@ def draw_training(rows: list[dict], path: Path) -> None:
     left.set(yscale="log", xlabel="step", ylabel="weighted loss")
     right.set(yscale="log", xlabel="step", ylabel="validation")
     left.legend(frameon=False)
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=130)
-    part.replace(path)
+    save(figure, path)

@@ -51,8 +51,13 @@ def draw(
 
     with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "savefig.facecolor": "white"}):
         figure = _draw(truth, shown, grid, window, _middle(mask, grid), title)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        figure.savefig(part, format="png", dpi=130, metadata={"Software": None})
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """The PNG appears whole under its name, or does not appear."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    figure.savefig(part, format="png", dpi=130, metadata={"Software": None})
     os.replace(part, path)
 
 

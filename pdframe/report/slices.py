@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pdframe.core.grid import Grid
 from pdframe.ct.windows import Window
-from pdframe.report.figure import PANEL_INCHES, PLANES, hounsfield, show, slice_of
+from pdframe.report.figure import PANEL_INCHES, PLANES, hounsfield, save, show, slice_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,4 @@ def draw_slices(path: Path, rows: Sequence[Row], grid: Grid, *, window: Window) 
     for panel, plane in zip(axes[0], PLANES, strict=True):
         panel.set_title(plane[0], fontsize=9)
     figure.suptitle(f"window [{window.low_hu:g}, {window.high_hu:g}] HU", fontsize=8, x=0.99, ha="right")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    figure.savefig(part, format="png", dpi=130, metadata={"Software": None})
-    os.replace(part, path)
+    save(figure, path)

@@ -16,7 +16,6 @@ from pdframe.core.grid import Grid
 from pdframe.core.seeds import generator
 from pdframe.hooks import Config
 from pdframe.train import Trainable
-from pdframe_patch.context import noise_gain
 from pdframe_patch.network import PRESETS, Inputs, PatchNetwork, conditions, coordinates
 from pdframe_patch.volumes import GridRange, Scan, ScanFile, Shelf, Volume, read_scans, volume_on
 from pdframe_patch.weights import Card, load_weights, save_weights
@@ -171,7 +170,7 @@ def draw(volume: Volume, start: tuple[int, int, int], sigma: float, card: Card, 
         (clean + sigma * noise)[None],
         torch.tensor(sigma),
         context[None],
-        torch.tensor(sigma * noise_gain(shape, patch)),
+        torch.tensor(sigma * volume.noise_gain),
         coordinates(torch.tensor([start]), patch, shape)[0],
         conditions(volume.spacing_mm, shape),
         inside[None],

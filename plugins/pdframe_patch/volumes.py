@@ -18,7 +18,7 @@ from pdframe.ct.nifti import read_nifti
 from pdframe.ct.resample import resample
 from pdframe.ct.units import attenuation_to_hu
 from pdframe.hooks import Config
-from pdframe_patch.context import ContextNoise, area_matrices, downsample
+from pdframe_patch.context import ContextNoise, area_matrices, downsample, noise_gain
 from pdframe_patch.weights import Card
 
 
@@ -57,6 +57,10 @@ class Volume:
     @cached_property
     def context_noise(self) -> ContextNoise:
         return ContextNoise(self.values.shape, self.patch)
+
+    @cached_property
+    def noise_gain(self) -> float:
+        return noise_gain(self.values.shape, self.patch)
 
 
 def volume_on(values: Tensor, spacing_mm: Sequence[float], patch: int) -> Volume:
