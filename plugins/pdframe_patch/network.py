@@ -24,7 +24,10 @@ PRESETS: dict[str, UNetShape] = {
     # Table 6 of arXiv 2512.18161, as its re-implementations read it: 68.59 M parameters, no spacing input.
     "paper": UNetShape(width=64, multipliers=(1, 2, 4, 4), blocks=2, attention=(8,)),
     # What two CPU cores can train and run: narrow where voxels are many, wide where they are few.
-    "compact": UNetShape(width=16, multipliers=(1, 2, 4, 8), blocks=1, attention=(8,), conditions=CONDITIONS),
+    # Attention at 8^3 and 4^3 tokens that know their place is what looks a patch up in the context channel.
+    "compact": UNetShape(
+        width=16, multipliers=(1, 2, 4, 8), blocks=1, attention=(4, 8), conditions=CONDITIONS, places=True
+    ),
     # Half the resolution for all but a thin first level: cheaper by a third on matrix units, slower to learn.
     "folded": UNetShape(width=64, multipliers=(1, 1, 2), blocks=1, attention=(8,), fold=2, conditions=CONDITIONS),
     # For tests: seconds, not minutes.

@@ -31,8 +31,8 @@ class PatchTrainingConfig(Config):
     start_from: Literal["", "shipped"] | Path = Field("", description="checkpoint whose weights to start from")
     precondition: Literal["edm", "vp"] = "edm"
     patch: int = Field(32, ge=8)
-    sigma_mean: float = Field(-0.7, description="mean of log sigma in network units (500 HU)")
-    sigma_deviation: float = Field(1.3, gt=0)
+    sigma_mean: float = Field(-0.8, description="mean of log sigma in network units (500 HU)")
+    sigma_deviation: float = Field(1.5, gt=0)
     inputs: Inputs = Inputs()
     grids: GridRange = GridRange()
     slots: int = Field(24, ge=1, description="volumes held in memory")
