@@ -1,0 +1,1 @@
+"""`pdframe bench`: many methods on the same frozen measurements, under equal conditions."""
