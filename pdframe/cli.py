@@ -109,7 +109,7 @@ def sample(toml: Path | None, overrides: tuple[str, ...], out_dir: Path | None) 
 @main.command()
 @json_option
 def plugins(as_json: bool) -> None:
-    """List what is installed. Says where each comes from, and what does not work and why."""
+    """List what is installed. Says where each comes from, what to cite, and what does not work and why."""
     offers = [_offer(plugin, entry) for plugin in registry.plugins() for entry in plugin.entries]
     failed = [{k: v for k, v in vars(f).items() if k != "traceback"} for f in registry.failures()]
     if as_json:
@@ -157,6 +157,7 @@ def _offer(plugin: registry.Plugin, entry: Any) -> dict[str, Any]:
         "missing": list(lacking),
         "install": install,
         "refused": refused,
+        "cite": entry.cite,
     }
 
 
@@ -167,13 +168,23 @@ def _plugin_lines(offers: list[dict[str, Any]], failed: list[dict[str, Any]]) ->
         lines += ["", kind]
         for o in sorted((o for o in offers if o["kind"] == kind), key=lambda o: o["name"]):
             source = f"{o['plugin']}, {o['distribution']} {o['version']}"
-            lines.append(f"  {o['name']:{width}}  {o['summary']}  ({source})")
+            keys = ", ".join(_keys(o["cite"]))
+            lines.append(f"  {o['name']:{width}}  {o['summary']}  ({source}{'; cite ' + keys if keys else ''})")
             if o["missing"]:
                 lines.append(f"  {'':{width}}  not usable here, needs {', '.join(o['missing'])}: {o['install']}")
     if failed:
         lines += ["", "failed"]
         lines += [f"  {f['plugin']}  ({f['distribution']} {f['version']})  {f['error']}" for f in failed]
     return lines[1:] or ["no plugin is installed"]
+
+
+def _keys(bibtex: str) -> list[str]:
+    from pdframe.cite import references
+
+    try:
+        return list(references(bibtex))
+    except ValueError as error:
+        return [f"nothing: {error}"]
 
 
 def _show_training(row: dict[str, Any]) -> None:

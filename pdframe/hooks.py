@@ -33,6 +33,7 @@ class Entry:
     summary: one line for `pdframe plugins`.
     example: keyword arguments of a small, fast instance for the conformance checks.
     requires: import names that must be present; extra: the pip extra that brings them.
+    cite: BibTeX of what a text that uses this should cite, one entry or several.
     """
 
     kind: Kind
@@ -42,6 +43,7 @@ class Entry:
     example: tuple[tuple[str, object], ...] = ()
     requires: tuple[str, ...] = ()
     extra: str = ""
+    cite: str = ""
 
 
 class Written(str):

@@ -67,12 +67,16 @@ def test_installed_entry_points_are_those_of_pyproject():
 
 
 def test_a_plugin_package_holds_only_its_hook():
-    """Registering is data: listing plugins imports these files, so they import nothing but the hooks."""
+    """Registering is data: listing plugins imports these files, so they import nothing but the hooks and BibTeX."""
     for package in sorted((ROOT / "plugins").glob("*/__init__.py")):
         tree = ast.parse(package.read_text())
         imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
         modules = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in imports}
-        assert modules <= {"__future__", "pdframe.hooks"}, name(package)
+        references = package.parent / "references.py"
+        assert modules <= {"__future__", "pdframe.hooks", f"{references.parent.name}.references"}, name(package)
+        if references.is_file():
+            code = ast.parse(references.read_text()).body[1:]
+            assert all(isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant) for n in code), name(references)
         assert [f.name for f in tree.body if isinstance(f, ast.FunctionDef)] == ["pdframe_register"], name(package)
 
 

@@ -1,19 +1,33 @@
 """Classical reconstruction: direct inversion, least squares, total variation."""
 
 from pdframe.hooks import Entry, hookimpl
+from pdframe_classic.references import ADMM, CONJUGATE_GRADIENTS, FDK, KAK_SLANEY, TV
 
 
 @hookimpl
 def pdframe_register() -> list[Entry]:
     return [
-        Entry("solver", "fdk", "pdframe_classic.direct:FDKConfig", "Filtered back-projection of a cone beam (FDK)"),
-        Entry("solver", "fbp", "pdframe_classic.direct:FBPConfig", "Filtered back-projection, parallel or fan beam"),
+        Entry(
+            "solver",
+            "fdk",
+            "pdframe_classic.direct:FDKConfig",
+            "Filtered back-projection of a cone beam (FDK)",
+            cite=FDK,
+        ),
+        Entry(
+            "solver",
+            "fbp",
+            "pdframe_classic.direct:FBPConfig",
+            "Filtered back-projection, parallel or fan beam",
+            cite=KAK_SLANEY,
+        ),
         Entry(
             "solver",
             "cgls",
             "pdframe_classic.least_squares:CGLSConfig",
             "Weighted least squares by conjugate gradients, with optional Tikhonov damping",
             example=(("iterations", 4),),
+            cite=CONJUGATE_GRADIENTS,
         ),
         Entry(
             "solver",
@@ -21,5 +35,6 @@ def pdframe_register() -> list[Entry]:
             "pdframe_classic.admm_tv:ADMMTVConfig",
             "Total variation with non-negativity, by ADMM",
             example=(("steps", 6),),
+            cite=TV + ADMM,
         ),
     ]

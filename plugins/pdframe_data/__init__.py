@@ -1,6 +1,7 @@
 """Where volumes come from and how they are judged: datasets, noise models, the CT metric."""
 
 from pdframe.hooks import Entry, hookimpl
+from pdframe_data.references import LIDC, SHEPP_LOGAN, SSIM
 
 
 @hookimpl
@@ -8,7 +9,11 @@ def pdframe_register() -> list[Entry]:
     small = (("shape", (12, 10, 8)), ("spacing_mm", (16.0, 20.0, 24.0)))
     return [
         Entry(
-            "dataset", "sample", "pdframe_data.sample:SampleConfig", "One real chest CT, packaged, with measurements"
+            "dataset",
+            "sample",
+            "pdframe_data.sample:SampleConfig",
+            "One real chest CT, packaged, with measurements",
+            cite=LIDC,
         ),
         Entry("dataset", "nifti", "pdframe_data.nifti:NiftiConfig", "Your own scans: NIfTI files in HU"),
         Entry(
@@ -17,6 +22,7 @@ def pdframe_register() -> list[Entry]:
             "pdframe_data.phantom:PhantomConfig",
             "Shepp-Logan head or random ellipsoids, projected exactly",
             example=small,
+            cite=SHEPP_LOGAN,
         ),
         Entry("noise", "none", "pdframe_data.noise:NoNoiseConfig", "The measurement as it is"),
         Entry(
@@ -27,5 +33,11 @@ def pdframe_register() -> list[Entry]:
             example=(("deviation", 0.1),),
         ),
         Entry("noise", "photon", "pdframe_data.noise:PhotonConfig", "Photon counting and electronic noise of CT"),
-        Entry("metric", "ct", "pdframe_data.metric:CTMetricConfig", "PSNR, SSIM (3D, by slice), RMSE in an HU window"),
+        Entry(
+            "metric",
+            "ct",
+            "pdframe_data.metric:CTMetricConfig",
+            "PSNR, SSIM (3D, by slice), RMSE in an HU window",
+            cite=SSIM,
+        ),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pdframe.hooks import Entry, hookimpl
+from pdframe_patch.references import EDM, PATCH
 
 
 @hookimpl
@@ -13,11 +14,13 @@ def pdframe_register() -> list[Entry]:
             "patch3d",
             "pdframe_patch.prior:PatchPriorConfig",
             "3D patch diffusion prior that sees the whole volume downsampled; any grid, shipped weights for chest CT",
+            cite=PATCH + EDM,
         ),
         Entry(
             "task",
             "patch3d",
             "pdframe_patch.training:PatchTrainingConfig",
             "train the 3D patch diffusion prior on CT scans",
+            cite=PATCH + EDM,
         ),
     ]

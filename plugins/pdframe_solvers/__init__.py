@@ -1,6 +1,7 @@
 """Solvers that use a learned prior."""
 
 from pdframe.hooks import Entry, hookimpl
+from pdframe_solvers.references import DDS
 
 
 @hookimpl
@@ -12,5 +13,6 @@ def pdframe_register() -> list[Entry]:
             "pdframe_solvers.dds:DDSConfig",
             "Decomposed diffusion sampling: denoise, conjugate gradients on the data, DDIM step",
             example=(("steps", 4), ("cg", 3)),
+            cite=DDS,
         )
     ]
