@@ -24,7 +24,6 @@ from pdframe.part import Part, PartOf
 
 if TYPE_CHECKING:
     from pdframe.core import budget as core_budget
-    from pdframe.training import Training
 
 OperatorPart = Annotated[Part, PartOf("operator")]
 PriorPart = Annotated[Part, PartOf("prior")]
@@ -55,6 +54,9 @@ class Budget(Config):
     network_voxels: float | None = Field(None, gt=0, description="voxel-evaluations of the network")
     network_flops: float | None = Field(None, gt=0, description="floating-point operations of the network")
     view_calls: int | None = Field(None, gt=0, description="projected and back-projected views")
+    peak_memory_bytes: int | None = Field(
+        None, gt=0, description="memory at its highest: of the GPU, or on a CPU of the whole process"
+    )
     steps: int | None = Field(None, gt=0, description="outer iterations of the solver")
 
     def build(self) -> core_budget.Budget:
@@ -165,13 +167,6 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence
     ConfigError names the file, the place and the nearest valid name of each mistake.
     """
     return read(Experiment, source, overrides)
-
-
-def load_training(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Training:
-    """The training in a TOML file (or in a dict): as `load`, for `pdframe train`."""
-    from pdframe.training import Training
-
-    return read(Training, source, overrides)
 
 
 def load_sampling(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Sampling:

@@ -8,8 +8,12 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pdframe import registry
+
+if TYPE_CHECKING:
+    import torch
 
 #: Import name, what it is good for, the command that brings it, and code that proves it without harm.
 LIBRARIES = (
@@ -55,6 +59,15 @@ def facts() -> dict[str, object]:
         "devices": devices(),
         "bfloat16": bfloat16(),
     }
+
+
+def chosen(device: str) -> torch.device:
+    """The device of a setting; "auto" is the GPU if torch can use one."""
+    import torch
+
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def devices() -> list[str]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from pdframe.core.problem import Dataset, Item
 from pdframe.core.seeds import generator
 from pdframe.ct.geometry import Geometry
 from pdframe.ct.scan import bin_intensities, geometry_of, oversampled, rebuilt
+
+if TYPE_CHECKING:
+    from pdframe.config import Measurement as Wanted
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,19 @@ def exact_data(dataset: Dataset, name: str, operator: ForwardOperator) -> Tensor
 def frozen_measurement(dataset: Dataset, name: str) -> Path:
     """The file of a measurement that comes with the dataset."""
     raise ValueError(f"{type(dataset).__name__} has no frozen measurement {name!r}: give the path of a file instead")
+
+
+def obtain(
+    wanted: Wanted, dataset: Dataset, name: str, operator: ForwardOperator, noise: Noise, *, kept: Path
+) -> Measurement:
+    """The frozen measurement that is wanted; else the one in the file `kept`; else a new one, which is then kept."""
+    if wanted.frozen:
+        path = wanted.frozen if isinstance(wanted.frozen, Path) else frozen_measurement(dataset, wanted.frozen)
+        return load(path, operator, noise)
+    if not kept.is_file():
+        options = {"on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
+        save(simulate(dataset, name, operator, noise, seed=wanted.seed, **options), kept)
+    return load(kept, operator, noise)
 
 
 def simulate(
@@ -133,6 +149,7 @@ def save(measurement: Measurement, path: Path) -> None:
 
     tensors = {"y": measurement.y.cpu().contiguous(), **_vectors(measurement.geometry)}
     data = to_bytes(tensors, metadata={"pdframe": json.dumps(dict(measurement.record))})
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
     os.replace(part, path)

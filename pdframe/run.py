@@ -6,26 +6,24 @@ there, goes on from the checkpoint of the method that was at work, and writes th
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pdframe import measure, runfolder
+from pdframe import machine, measure, registry, runfolder, solutions
 from pdframe.config import Experiment, dump, sha256
-from pdframe.core.budget import Usage
 from pdframe.core.checkpoint import fingerprint
-from pdframe.core.noise import Noise, NoNoise
-from pdframe.core.operator import ForwardOperator, adjoint_mismatch
+from pdframe.core.noise import NoNoise
+from pdframe.core.operator import adjoint_mismatch
 from pdframe.core.problem import Case, Item, Metric, Problem
 from pdframe.core.seeds import generator
-from pdframe.core.solve import Solution, Status, solve
-from pdframe.core.solver import Solver
+from pdframe.core.solve import Status
+from pdframe.judge import Judge
+from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
 from pdframe.part import Part
 from pdframe.report.progress import Progress, Silent, on_console, told
@@ -91,6 +89,12 @@ def run_experiment(
     progress = on_console() if console else Silent()
     digest = sha256(experiment)
     folder = _folder(experiment, digest, out_dir)
+    with only_one(folder):
+        return _told(_resumed(experiment, digest, folder, fresh, progress), progress)
+
+
+def _resumed(experiment: Experiment, digest: str, folder: Path, fresh: bool, progress: Progress) -> RunResult:
+    """The run, or what it left when it ended before."""
     if fresh and folder.is_dir():
         runfolder.clear(folder)
     earlier = runfolder.read_json(folder / runfolder.RECORD)
@@ -98,8 +102,8 @@ def run_experiment(
         raise ConfigError(f"{folder} holds a run with other settings: choose another folder, or start afresh (--fresh)")
     if earlier is not None and earlier["status"] == "done":
         progress.say("this run was done before; --fresh runs it again")
-        return _told(RunResult(folder, earlier), progress)
-    return _told(_run(experiment, digest, folder, progress), progress)
+        return RunResult(folder, earlier)
+    return _run(experiment, digest, folder, progress)
 
 
 def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) -> RunResult:
@@ -135,23 +139,16 @@ def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) 
 
 def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Setting:
     """Data, operator and measurement; the last from its file if there is one."""
-    device = _device(experiment.device)
+    device = machine.chosen(experiment.device)
     dataset = experiment.dataset.build()
     name = experiment.item or dataset.names()[0]
     item = dataset.load(name)
     operator = experiment.operator.build(grid=item.grid)
     noise = experiment.noise.build() if experiment.noise else NoNoise()
-    wanted, own = experiment.measurement, folder / runfolder.MEASUREMENT
-    if wanted.frozen:
-        path = wanted.frozen if isinstance(wanted.frozen, Path) else measure.frozen_measurement(dataset, wanted.frozen)
-        measured = measure.load(path, operator, noise)
-    elif own.is_file():
-        measured = measure.load(own, operator, noise)
-    else:
+    kept = folder / runfolder.MEASUREMENT
+    if not experiment.measurement.frozen and not kept.is_file():
         progress.say(f"simulating the measurement of {name}")
-        options = {"on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
-        measured = measure.simulate(dataset, name, operator, noise, seed=wanted.seed, **options)
-        measure.save(measured, own)
+    measured = measure.obtain(experiment.measurement, dataset, name, operator, noise, kept=kept)
     masks = {mask: where.to(device) for mask, where in item.masks.items()}
     item = replace(item, x=item.x.to(device), masks=masks)
     case = Case(Problem(operator, measured.y.to(device), noise), item.x, name)
@@ -162,17 +159,27 @@ def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Settin
 def _method(experiment: Experiment, part: Part, setting: Setting, folder: Path, progress: Progress) -> dict[str, Any]:
     """Every sample of one method, its files and its rows; from `method.json` if it is there."""
     y_sha256 = setting.measured.record["y_sha256"]
-    found = runfolder.read_json(folder / runfolder.METHOD)
-    if found is not None and found["y_sha256"] == y_sha256:
+    before = runfolder.read_json(folder / runfolder.METHOD)
+    if before is not None and before["y_sha256"] == y_sha256:
         progress.started(part.label, 1)
         progress.ended("done before")
-        return found
+        return before
     prior = part.prior.build(**setting.context) if part.prior else None
     solver = part.build(**setting.context, prior=prior)
     count = experiment.samples if part.prior else 1
-    solutions = _solutions(experiment, part.label, solver, setting, folder, count, progress)
-    rows = _rows(part.label, solutions, setting)
-    worst = next((s.status for s in solutions if s.status in FAILED), solutions[0].status)
+    progress.started(part.label, count * solver.total_steps)
+    found = solutions.draw(
+        setting.case.problem,
+        solver,
+        folder,
+        y_sha256,
+        count=count,
+        seed=experiment.seed,
+        budget=experiment.budget.build(),
+        on_step=lambda i, k, state, usage: progress.stepped(i * solver.total_steps + k, state.stats),
+    )
+    rows = _rows(part.label, Judge(setting.case.problem, setting.item, setting.metric).estimates(found))
+    worst = next((s.status for s in found if s.status in FAILED), found[0].status)
     method = {
         "label": part.label,
         "solver": part.name,
@@ -183,96 +190,18 @@ def _method(experiment: Experiment, part: Part, setting: Setting, folder: Path, 
         "sentence": worst.value,
         "rows": rows,
     }
-    _save(solutions, setting.item, folder)
+    runfolder.save_solutions(folder, found, setting.item)
     runfolder.write_json(folder / runfolder.METHOD, method)
-    for pattern in ("checkpoint*.safetensors", "solution*.safetensors"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    solutions.forget(folder)
     short = ", ".join(in_short(rows[-1]).splitlines())
     progress.ended(f"{short or worst.value} ({told(rows[-1]['usage']['seconds'])})")
     return method
 
 
-def _solutions(
-    experiment: Experiment,
-    label: str,
-    solver: Solver,
-    setting: Setting,
-    folder: Path,
-    count: int,
-    progress: Progress,
-) -> list[Solution]:
-    """`count` independent solves, each kept in a file as soon as it is there."""
-    y_sha256, solutions = setting.measured.record["y_sha256"], []
-    folder.mkdir(parents=True, exist_ok=True)
-    progress.started(label, count * solver.total_steps)
-    for i in range(count):
-        kept = folder / f"solution_{i}.safetensors"
-        solution = runfolder.load_solution(kept, y_sha256)
-        if solution is None:
-            base = i * solver.total_steps
-            solution = solve(
-                setting.case.problem,
-                solver,
-                rng=generator(experiment.seed, "sample", i),
-                budget=experiment.budget.build(),
-                on_step=lambda k, state, usage, base=base: progress.stepped(base + k, state.stats),
-                checkpoint=folder / f"checkpoint_{i}.safetensors",
-            )
-            if solution.status is Status.interrupted:
-                raise KeyboardInterrupt
-            runfolder.save_solution(kept, solution, y_sha256)
-        solutions.append(replace(solution, x=solution.x.to(setting.item.x)))
-    return solutions
-
-
-def _rows(label: str, solutions: Sequence[Solution], setting: Setting) -> list[dict[str, Any]]:
-    """The first sample at its own cost and, of several, their mean at the cost of all."""
-    first = {"method": label, "samples": 1, **_judged(solutions[0].x, setting)}
-    rows = [{**first, "usage": dataclasses.asdict(solutions[0].usage)}]
-    if len(solutions) > 1:
-        total = Usage()
-        for solution in solutions:
-            total = total.plus(solution.usage)
-        mean = torch.stack([s.x for s in solutions]).mean(0)
-        rows[0]["method"] = f"{label}, one sample"
-        judged = {"samples": len(solutions), **_judged(mean, setting), "usage": dataclasses.asdict(total)}
-        rows.append({"method": f"{label}, mean of {len(solutions)}", **judged})
-    return rows
-
-
-def _judged(x: Tensor, setting: Setting) -> dict[str, Any]:
-    """Metrics on the whole volume and in every mask (`body_psnr_db`), and the data residual; nothing of a NaN."""
-    if not bool(x.isfinite().all()):
-        return {"metrics": {}, "residual": None}
-    metrics: dict[str, float] = {}
-    if setting.metric is not None:
-        metrics |= setting.metric.measure(x, setting.item.x)
-        for name, mask in setting.item.masks.items():
-            if bool(mask.any()):
-                inside = setting.metric.measure(x, setting.item.x, mask)
-                metrics |= {f"{name}_{key}": value for key, value in inside.items()}
-    problem = setting.case.problem
-    return {"metrics": metrics, "residual": data_residual(problem.operator, x, problem.y, problem.noise)}
-
-
-def data_residual(operator: ForwardOperator, x: Tensor, y: Tensor, noise: Noise) -> float:
-    """|sqrt(W) (A x - y)| / sqrt(n), W the inverse variance of y: about 1 for the truth and a right model."""
-    gap = (operator.forward(x) - y).double()
-    return float((noise.inverse_variance(y).double() * gap**2).mean().sqrt())
-
-
-def _save(solutions: Sequence[Solution], item: Item, folder: Path) -> None:
-    """volume (the mean of several), deviation and each sample; trace.jsonl."""
-    runfolder.write_trace(folder / runfolder.TRACE, solutions)
-    samples = torch.stack([s.x for s in solutions])
-    if not bool(samples.isfinite().all()):
-        return
-    if len(solutions) > 1:
-        for i, sample in enumerate(samples):
-            runfolder.save_volume(folder, f"sample_{i}", sample, item)
-        runfolder.save_volume(folder, "deviation", samples.std(0), item, difference=True)
-    runfolder.save_volume(folder, "volume", samples.mean(0), item)
+def _rows(label: str, estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row of the table for each estimate."""
+    names = [label] if len(estimates) == 1 else [f"{label}, one sample", f"{label}, mean of {estimates[1]['samples']}"]
+    return [{"method": name, **estimate} for name, estimate in zip(names, estimates, strict=True)]
 
 
 def _figure(experiment: Experiment, setting: Setting, methods: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -300,8 +229,6 @@ def _figure(experiment: Experiment, setting: Setting, methods: Sequence[Mapping[
 
 def _record(experiment: Experiment, digest: str, setting: Setting) -> dict[str, Any]:
     """Everything that is known before the first method starts."""
-    from pdframe import machine, registry
-
     operator = setting.case.problem.operator
     return {
         "title": experiment.title,
@@ -330,12 +257,6 @@ def _told(result: RunResult, progress: Progress) -> RunResult:
 def _folder(experiment: Experiment, digest: str, out_dir: str | os.PathLike[str] | None) -> Path:
     stem = experiment.source.stem if experiment.source else "experiment"
     return Path(out_dir) if out_dir is not None else Path("runs") / f"{stem}-{digest[:8]}"
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _short(path: Path) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pdframe.core.budget import Usage
@@ -85,6 +86,19 @@ def save_volume(folder: Path, name: str, x: Tensor, like: Item, *, difference: b
         write_nifti(folder / f"{name}.nii.gz", x, like.grid, like.header, dtype=dtype, difference=difference)
     else:
         write(folder / f"{name}.safetensors", save({"x": x.cpu().contiguous()}, metadata={"unit": like.grid.unit}))
+
+
+def save_solutions(folder: Path, solutions: Sequence[Solution], like: Item) -> None:
+    """trace.jsonl; volume (the mean of several), deviation and each sample, unless one of them is not finite."""
+    write_trace(folder / TRACE, solutions)
+    samples = torch.stack([s.x for s in solutions])
+    if not bool(samples.isfinite().all()):
+        return
+    if len(solutions) > 1:
+        for i, sample in enumerate(samples):
+            save_volume(folder, f"sample_{i}", sample, like)
+        save_volume(folder, "deviation", samples.std(0), like, difference=True)
+    save_volume(folder, "volume", samples.mean(0), like)
 
 
 def load_volume(folder: Path, name: str = "volume") -> Tensor:

@@ -15,13 +15,15 @@ import torch
 
 import pdframe
 from pdframe import run as run_module
-from pdframe import runfolder
+from pdframe import runfolder, solutions
 from pdframe.core.noise import GaussianNoise
 from pdframe.core.solve import solve
+from pdframe.judge import data_residual
+from pdframe.lock import FolderBusy, only_one
 from pdframe.mistakes import ConfigError
 from pdframe.report.progress import Clock, Log, told
 from pdframe.report.table import as_markdown, as_text
-from pdframe.run import RunFailed, data_residual
+from pdframe.run import RunFailed
 
 SETTINGS = {
     "title": "small",
@@ -159,11 +161,30 @@ def test_a_finished_run_is_not_repeated_but_its_table_is_shown(finished, monkeyp
     def never(*args, **kwargs):
         raise AssertionError("it was run again")
 
-    monkeypatch.setattr(run_module, "solve", never)
+    monkeypatch.setattr(solutions, "solve", never)
     again = pdframe.load(SETTINGS).run(finished.folder, console=True)
     assert again.record == finished.record
     said = capsys.readouterr().out
     assert "done before" in said and as_text(finished.rows) in said and "figure.png" in said
+
+
+def test_a_folder_that_another_process_works_in_is_refused_in_one_line(finished, tmp_path):
+    code = f"from pathlib import Path; from pdframe.lock import only_one\nwith only_one(Path({str(tmp_path / 'r')!r})):"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{code} print('held', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(FolderBusy, match=rf"r is in use by another process \(process {holder.pid}\)"):
+            settings().run(tmp_path / "r")
+    finally:
+        holder.kill()
+        holder.communicate()
+    with only_one(tmp_path / "r"):  # a kill leaves the file and not the lock
+        assert [p.name for p in (tmp_path / "r").iterdir()] == [".lock"]
+    assert not list((tmp_path / "r").iterdir())
 
 
 def test_fresh_runs_again_to_the_same_bits_and_leaves_other_files_alone(finished):
@@ -185,7 +206,7 @@ def test_a_folder_with_other_settings_is_refused(finished):
 KILLED = """
 import functools, os, signal, sys
 import pdframe
-from pdframe import run
+from pdframe import solutions
 from pdframe.core import checkpoint, solve
 
 count = 0
@@ -197,7 +218,7 @@ def save(path, snapshot, key):
         os.kill(os.getpid(), signal.SIGKILL)
 
 real, checkpoint.save = checkpoint.save, save
-run.solve = functools.partial(solve.solve, checkpoint_every_s=0.0)
+solutions.solve = functools.partial(solve.solve, checkpoint_every_s=0.0)
 pdframe.load(sys.argv[1]).run(sys.argv[2])
 """
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,6 +17,15 @@ from torch import Tensor
 from pdframe.core.grid import Grid
 from pdframe.core.operator import ForwardOperator, operator_norm, pseudoinverse
 from pdframe.core.prior import Prior, prior_cost, prior_on
+
+#: What a proxy is letting through to what it stands for: "call" (one that it counted), "power" (a pseudo-inverse or a
+#: norm, at its own price), or "" outside of any. `pdframe.bench.guard` finds calls that came by another way.
+LET_THROUGH: ContextVar[str] = ContextVar("let_through", default="")
+
+
+#: Passes that a gradient in x through a prior counts as: the evaluation again, since a volume's worth of activations is
+#: recomputed and not kept, and its transpose, which has the same multiplications.
+BACKWARD_PASSES = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Budget:
     network_voxels: float | None = None
     network_flops: float | None = None
     view_calls: int | None = None
+    peak_memory_bytes: int | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -41,7 +52,8 @@ class Usage:
     """What a solve cost. Batch items and channels count one by one.
 
     network_*: evaluations of `Prior.denoise`, and the voxel-evaluations and floating-point operations in them, as
-        `prior_cost` gives them.
+        `prior_cost` gives them. A gradient taken through an evaluation is no call of its own, but costs as much as
+        `BACKWARD_PASSES` more.
     forward_calls, adjoint_calls: applications of A and A' to one item; a pseudo-inverse counts as one adjoint.
     view_calls: the same times the operator's `views`.
     seconds: wall clock inside the solver; network_seconds and operator_seconds are parts of it.
@@ -99,21 +111,21 @@ class CountedOperator(ForwardOperator):
     views: int
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._counted("forward_calls", self._inner.forward, x)
+        return self._counted("forward_calls", self._inner.forward, x, "call")
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._counted("adjoint_calls", self._inner.adjoint, y)
+        return self._counted("adjoint_calls", self._inner.adjoint, y, "call")
 
-    def _counted(self, name: str, call: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    def _counted(self, name: str, call: Callable[[Tensor], Tensor], value: Tensor, way: str) -> Tensor:
         items = value.shape[0] * value.shape[1]
         self._meter.add(**{name: items, "view_calls": items * self.views})
-        with self._meter.clock("operator_seconds"):
+        with self._meter.clock("operator_seconds"), _letting_through(way):
             return call(value)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CountedPrior(Prior):
-    """The prior as a solver sees it: each `denoise` on the meter."""
+    """The prior as a solver sees it: each `denoise` on the meter, and each gradient that is taken through one."""
 
     _inner: Prior
     _meter: Meter
@@ -124,8 +136,17 @@ class CountedPrior(Prior):
     def denoise(self, x: Tensor, sigma: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
         cost = prior_cost(self._inner, tuple(x.shape))
         self._meter.add(network_calls=x.shape[0], network_voxels=cost["voxels"], network_flops=cost["flops"])
-        with self._meter.clock("network_seconds"):
+        with self._meter.clock("network_seconds"), _letting_through("call"):
             return self._inner.denoise(x, sigma, rng=rng)
+
+
+@contextmanager
+def _letting_through(way: str) -> Iterator[None]:
+    token = LET_THROUGH.set(way)
+    try:
+        yield
+    finally:
+        LET_THROUGH.reset(token)
 
 
 def counted_operator(operator: ForwardOperator, meter: Meter) -> CountedOperator:
@@ -142,6 +163,7 @@ def overspent(budget: Budget, usage: Usage, steps: int) -> str | None:
     """Name of the first limit that is reached, or None."""
     spent = {"steps": steps, "seconds": usage.seconds, "view_calls": usage.view_calls}
     spent |= {"network_voxels": usage.network_voxels, "network_flops": usage.network_flops}
+    spent |= {"peak_memory_bytes": usage.peak_memory_bytes}
     for name, amount in spent.items():
         limit = getattr(budget, name)
         if limit is not None and amount >= limit:
@@ -157,14 +179,15 @@ def overspent(budget: Budget, usage: Usage, steps: int) -> str | None:
 def _(operator: CountedOperator, y: Tensor) -> Tensor:
     if not _specialised(pseudoinverse, operator._inner):
         return pseudoinverse.dispatch(object)(operator, y)
-    return operator._counted("adjoint_calls", functools.partial(pseudoinverse, operator._inner), y)
+    return operator._counted("adjoint_calls", functools.partial(pseudoinverse, operator._inner), y, "power")
 
 
 @operator_norm.register
 def _(operator: CountedOperator, *, device: torch.device | str = "cpu") -> float:
     if not _specialised(operator_norm, operator._inner):
         return operator_norm.dispatch(object)(operator, device=device)
-    return operator_norm(operator._inner, device=device)
+    with _letting_through("power"):
+        return operator_norm(operator._inner, device=device)
 
 
 @prior_on.register

@@ -32,6 +32,7 @@ class Status(Enum):
     network_voxels = "Stopped: the budget of network voxel-evaluations is spent."
     network_flops = "Stopped: the budget of network floating-point operations is spent."
     view_calls = "Stopped: the budget of operator view-calls is spent."
+    peak_memory_bytes = "Stopped: the budget of memory is spent."
     nonfinite = "The volume holds NaN or inf; lower the step size or check the units of y."
     interrupted = "Interrupted from the keyboard; this is the state after the last whole step."
 
