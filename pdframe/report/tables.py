@@ -1,0 +1,223 @@
+"""What bench tables say: every mean with its interval, every difference with its p, every failure with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pdframe import runfolder
+from pdframe.bench.reach import Reach, reach
+from pdframe.bench.statistics import Interval, most_coverage
+from pdframe.bench.summary import CURRENCIES, Line, Summary, summarise
+from pdframe.report.markup import Grid, as_latex, as_markdown, csv_text
+
+Row = Mapping[str, Any]
+
+HEADINGS = {
+    "psnr_db": "PSNR, dB",
+    "ssim": "SSIM",
+    "rmse_hu": "RMSE, HU",
+    "network_tflop": "network, TFLOP",
+    "voxel_evaluations_m": "voxel-evaluations, M",
+    "view_calls": "view-calls",
+    "seconds": "seconds",
+    "peak_gb": "peak, GB",
+    "network_flops": "network FLOP",
+    "step": "steps",
+}
+DECIMALS = {"psnr_db": 2, "ssim": 3, "rmse_hu": 1, "residual": 3}
+#: Below this many patients no interval by resampling can cover 95 %.
+ENOUGH_PATIENTS = 6
+
+
+def write_tables(folder: Path, rows: Sequence[Row], *, reference: str = "", metric: str = "psnr_db") -> Summary:
+    """table.csv, table.md, table.tex and cases.csv (a line for each row) in `folder`, each whole or not at all."""
+    summary = summarise(rows, reference=reference, metric=metric)
+    runfolder.write(folder / "table.csv", as_csv(summary))
+    runfolder.write(folder / "cases.csv", cases_csv(rows))
+    grids = [*grids_of(summary), *reach_grids(rows, summary)]
+    runfolder.write(folder / "table.md", as_markdown(grids))
+    runfolder.write(folder / "table.tex", as_latex(grids))
+    return summary
+
+
+def heading(name: str) -> str:
+    """`psnr_db` as "PSNR, dB"; a metric inside a mask, `body_psnr_db`, as "body PSNR, dB"."""
+    for known, text in HEADINGS.items():
+        if name == known or name.endswith(f"_{known}"):
+            return f"{name.removesuffix(known).replace('_', ' ')}{text}"
+    return name.replace("_", " ")
+
+
+def number(value: float, name: str = "") -> str:
+    """With the digits that its metric is told with; three significant ones for anything else."""
+    known = next((d for metric, d in DECIMALS.items() if name == metric or name.endswith(f"_{metric}")), None)
+    if known is not None:
+        return f"{value:.{known}f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def within(found: Interval | None, name: str = "", sign: str = "") -> str:
+    """ "28.31 [27.90, 28.71]"; for a single case the number and that there is no interval."""
+    if found is None:
+        return "-"
+
+    def one(value: float) -> str:
+        text = number(value, name)
+        return f"+{text}" if sign and value >= 0 else text
+
+    if found.low is None or found.high is None:
+        return f"{one(found.mean)} (1 case, no interval)"
+    return f"{one(found.mean)} [{one(found.low)}, {one(found.high)}]"
+
+
+def cases_of(line: Line) -> str:
+    """Patients and seeds behind the line's numbers, and how many cases failed."""
+    first = next(iter(line.metrics.values()), None)
+    told = _counted(first) if first else "none"
+    return f"{told}; {line.failed} failed" if line.failures else told
+
+
+def grids_of(summary: Summary) -> list[Grid]:
+    """One table for each problem."""
+    problems = dict.fromkeys(line.problem for line in summary.lines)
+    return [_grid(summary, p, [line for line in summary.lines if line.problem == p]) for p in problems]
+
+
+def reach_grids(rows: Sequence[Row], summary: Summary, currency: str = "seconds") -> list[Grid]:
+    """What each method took to reach the reference's best value, where rows have curves of quality."""
+    if not any(point.get(summary.metric) is not None for row in rows for point in row.get("curve") or ()):
+        return []
+    found = reach(rows, summary.reference, currency=currency, metric=summary.metric)
+    head = ["problem", "method", "reached", heading(currency), f"times faster than {summary.reference}"]
+    notes = [
+        f"Target on each case: the best {heading(summary.metric)} of {summary.reference}. Amounts over the cases that "
+        "reached it, at the first snapshot that did; ratios by geometric mean over the cases that both have."
+    ]
+    cells = [head, *(_reach_cells(line, currency) for line in found)]
+    return [Grid("Cost to reach the reference", cells, notes + _timing_note(line.timing for line in found))]
+
+
+def as_csv(summary: Summary) -> str:
+    """A line for each method and problem; every mean has columns for its interval, every cost for its range."""
+    metrics = list(dict.fromkeys(name for line in summary.lines for name in line.metrics))
+    return csv_text(_flat(line, summary, metrics) for line in summary.lines)
+
+
+def cases_csv(rows: Sequence[Row]) -> str:
+    """A line for each row: one method, one estimate, one case; failed ones with their reason."""
+    keys = ("problem", "scan", "split", "seed", "method", "estimate", "samples", "status", "reason", "timing")
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    return csv_text(
+        {key: row.get(key) for key in keys}
+        | {name: row["metrics"].get(name) for name in metrics}
+        | {"residual": row.get("residual")}
+        | {name: amount(row["usage"]) if row.get("usage") else None for name, amount in CURRENCIES.items()}
+        | {"y_sha256": row["y_sha256"]}
+        for row in rows
+    )
+
+
+def _grid(summary: Summary, problem: str, lines: Sequence[Line]) -> Grid:
+    metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
+    columns: dict[str, Callable[[Line], str]] = {"method": lambda line: line.label}
+    columns |= {heading(m): (lambda line, m=m: within(line.metrics.get(m), m)) for m in metrics}
+    columns[f"{heading(summary.metric)} less {summary.reference}"] = lambda line: _difference(line, summary.metric)
+    columns["p (Holm)"] = lambda line: "-" if line.difference is None else f"{line.difference.p_holm:.2g}"
+    columns["data residual"] = lambda line: within(line.residual, "residual")
+    columns |= {heading(c): (lambda line, c=c: _cost(line, c)) for c in CURRENCIES}
+    columns["cases"] = cases_of
+    columns["ended"] = lambda line: ", ".join(f"{status.replace('_', ' ')} ({n})" for status, n in line.ended.items())
+    cells = [list(columns), *([cell(line) for cell in columns.values()] for line in lines)]
+    return Grid(problem, cells, _notes(summary, lines))
+
+
+def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
+    counted = [i for line in lines for i in line.metrics.values()]
+    most = max((i.patients for i in counted), default=0)
+    notes = [
+        f"Split: {summary.split}. In brackets 95 % intervals by resampling patients, then seeds; a scan counts as a "
+        f"patient. Differences over the cases that both methods have; p of sign flips over patients, two-sided, "
+        f"corrected for {summary.comparisons} comparisons (Holm). Costs: least to most over cases."
+    ]
+    if 2 <= most < ENOUGH_PATIENTS:
+        notes.append(
+            f"With {most} patients an interval by resampling covers at best about {most_coverage(most):.0%}, and no p can be "
+            f"below {2.0 ** (1 - most):.2g} before correction."
+        )
+    if most == 1:
+        notes.append("With one patient the intervals speak of seeds on that patient alone, and no p can be below 1.")
+    notes += _timing_note(line.timing for line in lines)
+    # A method's failures stand with each of its estimates; once is enough here.
+    return notes + list(dict.fromkeys(f"{line.method}: {text}." for line in lines for text in _failures(line)))
+
+
+def _failures(line: Line) -> list[str]:
+    return [f"{reason} ({'; '.join(cases)})" for reason, cases in line.failures.items()]
+
+
+def _timing_note(timing: Iterable[bool]) -> list[str]:
+    return [] if all(timing) else ["* not for timing: ran beside other rows."]
+
+
+def _difference(line: Line, metric: str) -> str:
+    if line.difference is None:
+        return "-"
+    found = line.difference.interval
+    fewer = "" if found.cases == line.metrics[metric].cases else f" over {_counted(found)}"
+    return within(found, metric, sign="+") + fewer
+
+
+def _counted(found: Interval) -> str:
+    full = found.cases == found.patients * found.seeds
+    patients, seeds = _plural(found.patients, "patient"), _plural(found.seeds, "seed")
+    return f"{patients} x {seeds}" if full else f"{patients}, {seeds}, {found.cases} cases"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _cost(line: Line, currency: str) -> str:
+    spread = line.costs.get(currency)
+    if spread is None:
+        return "-"
+    low, high = number(spread.low), number(spread.high)
+    mark = "" if line.timing or currency != "seconds" else "*"
+    return f"{low}{mark}" if low == high else f"{low} to {high}{mark}"
+
+
+def _reach_cells(line: Reach, currency: str) -> list[str]:
+    mark = "*" if currency == "seconds" and not line.timing else ""
+    amount, speedup = within(line.amount), within(line.speedup)
+    marked = [text if text == "-" else text + mark for text in (amount, speedup)]
+    return [line.problem, line.method, f"{line.reached} of {line.cases}", *marked]
+
+
+def _flat(line: Line, summary: Summary, metrics: Sequence[str]) -> dict[str, Any]:
+    first = next(iter(line.metrics.values()), None)
+    flat: dict[str, Any] = {"problem": line.problem, "method": line.method, "estimate": line.estimate}
+    flat |= {"samples": line.samples, "split": summary.split}
+    flat |= {key: getattr(first, key, 0) for key in ("patients", "seeds", "cases")}
+    flat |= {"failed": line.failed, "timing": line.timing}
+    for name in metrics:
+        flat |= _edges(name, line.metrics.get(name))
+    flat |= _edges("residual", line.residual)
+    difference = line.difference
+    flat |= {"reference": summary.reference}
+    flat |= _edges(f"{summary.metric}_difference", difference.interval if difference else None)
+    flat |= {"worst_difference": difference.worst if difference else None}
+    flat |= {"p": difference.p if difference else None, "p_holm": difference.p_holm if difference else None}
+    for name in CURRENCIES:
+        cost = line.costs.get(name)
+        parts = (cost.mean, cost.low, cost.high) if cost else (None, None, None)
+        flat |= dict(zip((name, f"{name}_least", f"{name}_most"), parts, strict=True))
+    flat["ended"] = "; ".join(f"{status} {n}" for status, n in line.ended.items())
+    flat["failures"] = "; ".join(_failures(line))
+    return flat
+
+
+def _edges(name: str, found: Interval | None) -> dict[str, float | None]:
+    parts = (found.mean, found.low, found.high) if found else (None, None, None)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
