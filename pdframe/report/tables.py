@@ -120,7 +120,7 @@ def cases_csv(rows: Sequence[Row]) -> str:
 
 
 def _grid(summary: Summary, problem: str, lines: Sequence[Line]) -> Grid:
-    metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
+    metrics = _shown(lines, summary.metric)
     columns: dict[str, Callable[[Line], str]] = {"method": lambda line: line.label}
     columns |= {heading(m): (lambda line, m=m: within(line.metrics.get(m), m)) for m in metrics}
     columns[f"{heading(summary.metric)} less {summary.reference}"] = lambda line: _difference(line, summary.metric)
@@ -133,6 +133,12 @@ def _grid(summary: Summary, problem: str, lines: Sequence[Line]) -> Grid:
     return Grid(problem, cells, _notes(summary, lines))
 
 
+def _shown(lines: Sequence[Line], compared: str) -> list[str]:
+    """The usual metrics of the whole volume and the one that is compared; all where none is usual. CSV has them all."""
+    there = list(dict.fromkeys(name for line in lines for name in line.metrics))
+    return [name for name in there if name in DECIMALS or name == compared] or there
+
+
 def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
     counted = [i for line in lines for i in line.metrics.values()]
     most = max((i.patients for i in counted), default=0)
@@ -143,8 +149,8 @@ def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
     ]
     if 2 <= most < ENOUGH_PATIENTS:
         notes.append(
-            f"With {most} patients an interval by resampling covers at best about {most_coverage(most):.0%}, and no p can be "
-            f"below {2.0 ** (1 - most):.2g} before correction."
+            f"With {most} patients an interval by resampling covers at best about {most_coverage(most):.0%}, and "
+            f"no p can be below {2.0 ** (1 - most):.2g} before correction."
         )
     if most == 1:
         notes.append("With one patient the intervals speak of seeds on that patient alone, and no p can be below 1.")

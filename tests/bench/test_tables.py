@@ -151,6 +151,13 @@ def test_one_case_says_that_it_has_no_interval():
     assert any("With one patient" in note for note in grid.notes)
 
 
+def test_pages_show_the_usual_metrics_and_the_compared_one_and_csv_all():
+    more = {"psnr_db": 30.0, "ssim_slices": 0.9, "body_psnr_db": 28.0}
+    summary = summarise([row(m, "a", 0, 30.0, metrics=more) for m in "AB"], metric="body_psnr_db")
+    assert grids_of(summary)[0].cells[0][:4] == ["method", "PSNR, dB", "body PSNR, dB", "body PSNR, dB less A"]
+    assert more.keys() <= set(as_csv(summary).splitlines()[0].split(","))
+
+
 def test_csv_holds_intervals_costs_and_failures():
     lines = {(r["method"], r["samples"]): r for r in csv.DictReader(io.StringIO(as_csv(summarise(bench()))))}
     dds = lines["DDS", "4"]
