@@ -32,6 +32,7 @@ DatasetPart = Annotated[Part, PartOf("dataset")]
 MetricPart = Annotated[Part, PartOf("metric")]
 NoisePart = Annotated[Part, PartOf("noise")]
 TaskPart = Annotated[Part, PartOf("task")]
+ExecutorPart = Annotated[Part, PartOf("executor")]
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -78,7 +79,18 @@ class Report(Config):
         return self
 
 
-class Experiment(Config):
+class FromFile(Config):
+    """Settings that a command reads from one file."""
+
+    _source: Path | None = PrivateAttr(None)
+
+    @property
+    def source(self) -> Path | None:
+        """The file that it was read from, if it was."""
+        return self._source
+
+
+class Experiment(FromFile):
     """One experiment: a problem simulated from a dataset's item, solved by one method or by several side by side."""
 
     title: str = ""
@@ -96,8 +108,6 @@ class Experiment(Config):
     budget: Budget = Budget()
     metrics: MetricPart | None = None
     report: Report = Report()
-
-    _source: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _methods_are_complete(self) -> Experiment:
@@ -120,11 +130,6 @@ class Experiment(Config):
         named = (self.dataset, self.operator, self.noise, self.prior, self.metrics)
         own_priors = [method.prior for method in (self.solver, *self.compare)]
         return tuple(p for p in (*named, self.solver, *self.compare, *own_priors) if p is not None)
-
-    @property
-    def source(self) -> Path | None:
-        """The file that it was read from, if it was."""
-        return self._source
 
     def require(self) -> None:
         """BackendMissing, before any work is done, if a plugin named here lacks a library on this machine."""
@@ -175,29 +180,42 @@ def load_sampling(source: str | os.PathLike[str] | Mapping[str, Any], overrides:
 
 
 def read(
-    model: type[AnyConfig], source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+    model: type[AnyConfig],
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    variant: str = "",
 ) -> AnyConfig:
-    """Any Config from a TOML file or a dict, with `extends` and `overrides` applied."""
+    """Any Config from a TOML file or a dict, with `extends` and `overrides` applied.
+
+    variant: a table of the file, such as [quick], that is laid over the rest before `overrides` are.
+    """
     stack = [layers.Layer("settings", dict(source))] if isinstance(source, Mapping) else layers.read(Path(source))
+    if variant:
+        stack.append(layers.variant(stack, variant))
     stack += [layers.override(text) for text in overrides]
     try:
         config = model.model_validate(layers.merged(stack))
     except ValidationError as error:
         mistakes = explain(error, model)
         raise ConfigError(mistakes, {m: layers.blame(stack, m.place) for m in mistakes}) from None
-    if isinstance(config, Experiment) and not isinstance(source, Mapping):
+    if isinstance(config, FromFile) and not isinstance(source, Mapping):
         config._source = Path(source).resolve()
     return config
 
 
 def dump(config: Config) -> str:
     """The resolved settings as TOML: every default filled in, paths absolute. `load` reads it back as it was."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, by_alias=True))
 
 
 def sha256(config: Config) -> str:
     """Hash of the resolved settings, the same on every machine: keys sorted, paths relative to the TOML's folder."""
-    folder = config.source.parent if isinstance(config, Experiment) and config.source else Path.cwd()
+    folder = config.source.parent if isinstance(config, FromFile) and config.source else Path.cwd()
+    return table_sha256(config.model_dump(mode="python", exclude_none=True, by_alias=True), folder)
+
+
+def table_sha256(table: Mapping[str, Any], folder: Path) -> str:
+    """Hash of a table of settings as `model_dump(mode="python")` gives it; paths count relative to `folder`."""
 
     def plain(value: object) -> object:
         if isinstance(value, Path):
@@ -206,7 +224,6 @@ def sha256(config: Config) -> str:
             return value.value
         raise TypeError(f"a setting must be text, a number, a path, or a table or list of these: got {value!r}")
 
-    table = config.model_dump(mode="python", exclude_none=True)
     text = json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
     return hashlib.sha256(text.encode()).hexdigest()
 

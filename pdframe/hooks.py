@@ -12,7 +12,7 @@ import pluggy
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 GROUP = "pdframe"
-Kind = Literal["operator", "prior", "solver", "dataset", "metric", "noise", "task"]
+Kind = Literal["operator", "prior", "solver", "dataset", "metric", "noise", "task", "executor"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -27,7 +27,8 @@ class BackendMissing(ImportError):
 class Entry:
     """One thing that a plugin offers. Registering it imports nothing: `target` is loaded on first use.
 
-    kind: which contract it fulfils; a "task" is what `pdframe train` trains (a `pdframe.train.Trainable`).
+    kind: which contract it fulfils; a "task" is what `pdframe train` trains (a `pdframe.train.Trainable`), an
+        "executor" carries the jobs of `pdframe bench` to where they run (a `pdframe.bench.executor.Executor`).
     name: what a TOML writes.
     target: "module:attribute" of its `Config` subclass.
     summary: one line for `pdframe plugins`.

@@ -37,6 +37,22 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     return [*below, Layer(str(path), table)]
 
 
+def variant(stack: Sequence[Layer], name: str) -> Layer:
+    """The table [name] of the merged layers as a layer of its own, to be laid over them."""
+    table = merged(stack).get(name)
+    source = blame(stack, (name,))
+    if not isinstance(table, dict):
+        raise ConfigError(f"there is no [{name}] table", source=source)
+    return Layer(f"{source} [{name}]", table)
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} for "a.b"."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
 def override(text: str, folder: str | os.PathLike[str] = ".") -> Layer:
     """The layer of one `--set a.b=value`. The value is read as TOML, a bare word as text, a path from `folder`."""
     key, equals, value = text.partition("=")
@@ -61,7 +77,7 @@ def merged(stack: Sequence[Layer]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for layer in stack:
         try:
-            result = _over(result, layer.table)
+            result = over(result, layer.table)
         except IndexError as error:
             raise ConfigError(str(error), source=layer.source) from None
     return result
@@ -104,7 +120,7 @@ def _value(text: str) -> Any:
     return table["value"] if table.keys() == {"value"} else text
 
 
-def _over(below: Any, above: Any) -> Any:
+def over(below: Any, above: Any) -> Any:
     """Deep merge. A table that names another plugin replaces the table below: the old settings are not for it."""
     if isinstance(below, list) and isinstance(above, dict) and above and all(key.isdigit() for key in above):
         return _into_list(below, above)
@@ -112,7 +128,7 @@ def _over(below: Any, above: Any) -> Any:
         return above
     if "name" in above and "name" in below and above["name"] != below["name"]:
         return above
-    return {**below, **{key: _over(below.get(key), value) for key, value in above.items()}}
+    return {**below, **{key: over(below.get(key), value) for key, value in above.items()}}
 
 
 def _into_list(below: list[Any], above: Mapping[str, Any]) -> list[Any]:
@@ -120,7 +136,7 @@ def _into_list(below: list[Any], above: Mapping[str, Any]) -> list[Any]:
     for key, value in above.items():
         if int(key) >= len(result):
             raise IndexError(f"there is no element {key}: the list has {len(result)}, counted from 0")
-        result[int(key)] = _over(result[int(key)], value)
+        result[int(key)] = over(result[int(key)], value)
     return result
 
 

@@ -42,6 +42,10 @@ class Part:
         """The object itself; what its Config asks for is taken from `context`, the rest of which is left aside."""
         return registry.build_from(self.kind, self.name, self.settings, context)
 
+    def table(self, mode: str = "json") -> dict[str, Any]:
+        """The table of a TOML that gives this part, every setting in it; mode "python" keeps paths as paths."""
+        return _table(self, mode, exclude_none=True)
+
     def with_prior(self, prior: Part | None) -> Part:
         """Itself, with `prior` in case it asks for one and has none of its own."""
         return replace(self, prior=prior) if self.prior is None and "prior" in self.needs else self
@@ -143,9 +147,13 @@ def _mistake(key: str, sentence: str) -> PydanticCustomError:
 
 
 def _write(part: Part, info: Any) -> dict[str, Any]:
+    return _table(part, info.mode, info.exclude_none)
+
+
+def _table(part: Part, mode: str, exclude_none: bool) -> dict[str, Any]:
     table: dict[str, Any] = {"name": part.name}
     if part.kind == "solver":
         table["label"] = part.label
         if part.prior is not None:
-            table["prior"] = _write(part.prior, info)
-    return table | part.settings.model_dump(mode=info.mode, exclude_none=info.exclude_none)
+            table["prior"] = _table(part.prior, mode, exclude_none)
+    return table | part.settings.model_dump(mode=mode, exclude_none=exclude_none)

@@ -1,0 +1,272 @@
+"""A bench as a TOML tells it: cases = problems x scans x seeds, methods, budget; read, completed, checked, hashed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from pdframe import layers, registry, runfolder
+from pdframe.config import (
+    Budget,
+    DatasetPart,
+    ExecutorPart,
+    FromFile,
+    Measurement,
+    MetricPart,
+    NoisePart,
+    OperatorPart,
+    SolverPart,
+    read,
+    table_sha256,
+)
+from pdframe.hooks import Config
+from pdframe.mistakes import nested
+from pdframe.part import Part, PartOf
+
+Split = Literal["validation", "test"]
+#: Keys of a [[method]] that are not its solver's.
+METHOD_KEYS = ("samples", "trials", "search", "for", "solver")
+
+
+class Base(Config):
+    """What a problem is, apart from the scan: how it is measured, and how the answer is judged."""
+
+    operator: OperatorPart
+    noise: NoisePart | None = None
+    measurement: Measurement = Field(Measurement(), description="how it is simulated; its seed is that of the case")
+    metrics: MetricPart
+
+
+class Problem(Config):
+    """One problem: [base] with some of its keys set otherwise."""
+
+    label: str = "all"
+    set: dict[str, Any] = Field({}, description="table laid over [base]")
+
+
+class Scan(Config):
+    """One truth: an item of a dataset, and the split that it belongs to."""
+
+    label: str = Field(min_length=1)
+    split: Split = "test"
+    dataset: DatasetPart
+    item: str = Field("", description="name of the dataset's item; empty for the first")
+
+
+class Range(Config):
+    """Values between two numbers; whole numbers if both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(False, description="drawn evenly in the logarithm")
+
+    @model_validator(mode="after")
+    def _it_is_one(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"needs low < high, and low > 0 with log = true: got {self.low} and {self.high}")
+        return self
+
+
+class Method(Config):
+    """A solver's table with a label, and how it is sampled and tuned. Keys of the solver stand beside these."""
+
+    samples: int = Field(1, ge=1, description="independent posterior samples")
+    trials: int | None = Field(None, ge=1, description="trials of tuning, instead of those of [tuning]")
+    search: dict[str, tuple[Any, ...] | Range] = Field(
+        {}, description="what tuning may choose: setting (dotted inside tables) -> list of values, or {low, high, log}"
+    )
+    settings_for: dict[str, dict[str, Any]] = Field(
+        {}, alias="for", description="settings that hold for one problem, by its label"
+    )
+    solver: SolverPart
+
+    @model_validator(mode="before")
+    @classmethod
+    def _solver_apart(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        own = {key: raw[key] for key in METHOD_KEYS if key in raw}
+        rest = {key: value for key, value in raw.items() if key not in own}
+        return own if not rest else {**own, "solver": layers.over(own.get("solver", {}), rest)}
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return self.solver.label
+
+    def part(self, problem: str, chosen: Mapping[str, Any] | None = None) -> Part:
+        """The solver for one problem: its table, what tuning chose, what `for` says of the problem, in this order."""
+        table = self.solver.table()
+        for key, value in (chosen or {}).items():
+            table = layers.over(table, layers.nest(key, value))
+        for key, value in self.settings_for.get(problem, {}).items():
+            table = layers.over(table, layers.nest(key, value))
+        return PartOf("solver").read(table)
+
+
+class Tuning(Config):
+    """How the settings of the methods are chosen, on the validation split alone, with equal effort."""
+
+    trials: int | None = Field(None, ge=1, description="settings tried for each method; this or `seconds`")
+    seconds: float | None = Field(None, gt=0, description="solver seconds given to each method")
+    metric: str = Field("psnr_db", description="what is best, averaged over the validation cases")
+    goal: Literal["highest", "lowest"] = Field("highest", description="which value of the metric is best")
+    seed: int = Field(0, ge=0)
+    sampler: Literal["random", "optuna"] = "random"
+
+    @model_validator(mode="after")
+    def _one_currency(self) -> Tuning:
+        if (self.trials is None) == (self.seconds is None):
+            raise ValueError("needs either trials or seconds")
+        return self
+
+
+@dataclass(frozen=True)
+class CasePlan:
+    """One cell of problems x scans x seeds. `id` names its folder."""
+
+    id: str
+    problem: str
+    scan: str
+    split: Split
+    seed: int
+
+
+class Bench(FromFile):
+    """Many methods on the same frozen measurements."""
+
+    title: str = ""
+    device: str = Field("auto", description='"auto", "cpu", "cuda"...')
+    base: dict[str, Any] = Field({}, description="what all problems share: operator, noise, measurement, metrics")
+    problem: tuple[Problem, ...] = Field((Problem(),), min_length=1)
+    scan: tuple[Scan, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seed of a case: of its noise and of the solvers")
+    method: tuple[Method, ...] = Field(min_length=1)
+    budget: Budget = Field(Budget(), description="limits of each solve, the same for all methods; none: to convergence")
+    timeout_s: float = Field(3600.0, gt=0, description="wall clock after which a row is given up")
+    memory_limit_gib: float | None = Field(None, gt=0, description="memory that a row may take; beyond it, it fails")
+    curve_points: int = Field(16, ge=0, description="points of quality against cost for each row; 0: no curve")
+    executor: ExecutorPart = Field(
+        default_factory=lambda: PartOf("executor").read({"name": "local"}), description="where the rows are run"
+    )
+    tuning: Tuning | None = None
+    quick: dict[str, Any] = Field({}, description="laid over the bench by --quick")
+    smoke: dict[str, Any] = Field({}, description="laid over the bench by --smoke")
+
+    _bases: dict[str, Base] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_are_different(self) -> Bench:
+        for kind, labels in (
+            ("problems", [p.label for p in self.problem]),
+            ("scans", [s.label for s in self.scan]),
+            ("methods", [m.label for m in self.method]),
+        ):
+            slugs = [runfolder.folder_names([label])[0] for label in labels]
+            for i, name in enumerate(slugs):
+                if name in slugs[:i]:
+                    first = labels[slugs.index(name)]
+                    raise ValueError(f"two {kind} would share a folder: {first!r} and {labels[i]!r}; rename one")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds should be different whole numbers >= 0, got {list(self.seeds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _problems_are_complete(self) -> Bench:
+        for i, problem in enumerate(self.problem):
+            place = ("problem", i, "set") if problem.set else ("base",)
+            try:
+                self._bases[problem.label] = Base.model_validate(layers.over(self.base, problem.set))
+            except ValidationError as error:
+                inner = {"errors": error.errors(include_url=False), "model": Base, "more_keys": ()}
+                raise nested([{"type": "nested", "loc": place, "ctx": inner}], type(self)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _methods_are_complete(self) -> Bench:
+        labels = [problem.label for problem in self.problem]
+        for i, method in enumerate(self.method):
+            self._search_is_possible(i, method)
+            if unknown := [label for label in method.settings_for if label not in labels]:
+                raise _at(("method", i, "for"), f"no problem is labelled {unknown[0]!r}; there are {', '.join(labels)}")
+            for label in labels:
+                try:
+                    part = method.part(label)
+                except PydanticCustomError as error:
+                    found = {"type": error.type, "loc": ("method", i, "for", label), "ctx": error.context}
+                    raise nested([found], type(self)) from None
+                if "prior" in part.needs and part.prior is None:
+                    raise _at(("method", i), f"solver {part.name!r} needs a `prior` table")
+                if (part.name, part.label) != (method.solver.name, method.label):
+                    raise _at(("method", i, "for", label), "may set neither `name` nor `label`; add a [[method]]")
+        return self
+
+    def _search_is_possible(self, i: int, method: Method) -> None:
+        for key, choices in method.search.items():
+            first = choices.low if isinstance(choices, Range) else next(iter(choices), None)
+            try:
+                PartOf("solver").read(layers.over(method.solver.table(), layers.nest(key, first)))
+            except PydanticCustomError as error:
+                found = {"type": error.type, "loc": ("method", i, "search"), "ctx": error.context}
+                raise nested([found], type(self)) from None
+
+    def problem_of(self, label: str) -> Base:
+        """The whole of one problem, by its label."""
+        return self._bases[label]
+
+    def cases(self, split: Split = "test") -> tuple[CasePlan, ...]:
+        """Problems x scans of the split x seeds, in this order."""
+        return tuple(
+            CasePlan("--".join([*runfolder.folder_names([p.label]), *runfolder.folder_names([s.label]), f"s{seed}"]),
+                     p.label, s.label, s.split, seed)
+            for p in self.problem
+            for s in self.scan
+            if s.split == split
+            for seed in self.seeds
+        )  # fmt: skip
+
+    def resolved(self) -> dict[str, Any]:
+        """The bench with every problem complete, as a TOML table that reads back as this bench."""
+        table = self.model_dump(mode="json", exclude_none=True, by_alias=True, exclude={"base", "quick", "smoke"})
+        whole = {label: base.model_dump(mode="json", exclude_none=True) for label, base in self._bases.items()}
+        return {**table, "problem": [{"label": label, "set": base} for label, base in whole.items()]}
+
+
+def load_bench(
+    source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = (), variant: str = ""
+) -> Bench:
+    """The bench in a TOML file (or in a dict), after `variant` ("quick", "smoke") and `overrides` are laid over it."""
+    return read(Bench, source, overrides, variant)
+
+
+def bench_sha256(bench: Bench) -> str:
+    """Hash of what makes rows comparable: problems, scans, seeds, budget. Methods may be added without changing it."""
+    told = bench.model_dump(mode="python", exclude_none=True, include={"scan", "seeds", "budget"})
+    told["problem"] = {label: base.model_dump(mode="python", exclude_none=True) for label, base in bench._bases.items()}
+    return table_sha256(told, folder_of(bench))
+
+
+def folder_of(bench: Bench) -> Path:
+    """The folder that the bench's paths are told relative to."""
+    return bench.source.parent if bench.source else Path.cwd()
+
+
+def lacking(part: Part) -> str:
+    """What a method needs and this machine lacks, in one line; empty if nothing."""
+    for needed in (part, part.prior):
+        if needed is not None:
+            try:
+                registry.require(needed.entry)
+            except registry.BackendMissing as error:
+                return str(error)
+    return ""
+
+
+def _at(place: tuple[str | int, ...], sentence: str) -> PydanticCustomError:
+    return nested([{"type": "value_error", "loc": place, "msg": sentence}], Bench)

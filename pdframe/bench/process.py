@@ -1,0 +1,145 @@
+"""One job in one fresh process: started in a private folder, watched, stopped at its time limit, its end explained."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pdframe
+from pdframe.bench.executor import Failure
+from pdframe.bench.job import digest
+from pdframe.lock import FolderBusy, only_one
+
+JOB, OUTCOME, LOG = "job.safetensors", "outcome.safetensors", "log.txt"
+#: Variables that would tell a worker where the bench was started or where the data are.
+HIDDEN = ("PWD", "OLDPWD", "_", "PDFRAME_DATA")
+WEEK_S = 7 * 24 * 3600.0
+
+
+class WorkerProcess:
+    """A job at work. Ask `result` until it is there; `stop` ends it at once, with whatever it started.
+
+    The folder is named after the job and outlives a kill, so that the same job, started again, goes on from its last
+    checkpoint; it is removed when the job ends by itself. The process ends when the one that started it does.
+    environment: variables for this worker on top of ours.
+    """
+
+    def __init__(self, job: bytes, timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
+        self.held = contextlib.ExitStack()
+        self.folder = _private_folder(digest(job), self.held)
+        (self.folder / JOB).write_bytes(job)
+        self.oom_kills = _oom_kills()
+        self.timeout_s, self.deadline = timeout_s, time.monotonic() + timeout_s
+        with open(self.folder / LOG, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-X", "faulthandler", "-m", "pdframe.bench.worker"],
+                cwd=self.folder,
+                env={**_environment(), **(environment or {})},
+                stdin=subprocess.PIPE,  # never written to: its end tells the worker that we are gone
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def result(self) -> bytes | Failure | None:
+        """The outcome, or why there is none; None while it is at work."""
+        code = self.process.poll()
+        if code is None and time.monotonic() < self.deadline:
+            return None
+        if code is None:
+            self.stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return Failure("timeout", f"stopped at its limit of {self.timeout_s:g} s")
+        outcome, lost = self.folder / OUTCOME, code in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9))
+        found = outcome.read_bytes() if outcome.is_file() else self._explained(code, lost)
+        self.stop()
+        if not (lost and isinstance(found, Failure)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return found
+
+    def stop(self) -> None:
+        """Kills the worker and every process that it started, and lets go of its folder."""
+        try:
+            if sys.platform == "win32":
+                self.process.kill()
+            else:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait()
+        self.held.close()
+
+    def _explained(self, code: int, lost: bool) -> Failure:
+        lines = (self.folder / LOG).read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:300]
+        if lost and _oom_kills() > self.oom_kills:
+            return Failure("out_of_memory", "the system killed it for want of memory")
+        if lost:
+            return Failure("lost", f"killed from outside by {signal.Signals(-code).name}")
+        if code < 0:
+            fault = next((line for line in lines if line.startswith("Fatal Python error")), last)
+            return Failure("crashed", f"ended by {signal.Signals(-code).name}: {fault}")
+        return Failure("crashed", f"ended with exit code {code} and no outcome: {last}")
+
+
+def in_fresh_process(
+    job: bytes, timeout_s: float, environment: Mapping[str, str] | None = None, *, attempts: int = 2
+) -> bytes | Failure:
+    """Runs a job to its end and returns its outcome; a worker that was lost is started again, `attempts` in all."""
+    found: bytes | Failure | None = None
+    for _ in range(attempts):
+        worker = WorkerProcess(job, timeout_s, environment)
+        try:
+            while (found := worker.result()) is None:
+                time.sleep(0.05)
+        finally:
+            worker.stop()
+        if not (isinstance(found, Failure) and found.kind == "lost"):
+            break
+    assert found is not None
+    return found
+
+
+def _private_folder(name: str, held: contextlib.ExitStack) -> Path:
+    """A folder that only this user can read, outside of any bench; held against a second worker on the same job."""
+    user = str(os.getuid()) if sys.platform != "win32" else os.environ.get("USERNAME", "user")
+    parent = Path(tempfile.gettempdir()) / f"pdframe-bench-{user}"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    if sys.platform != "win32" and parent.stat().st_uid != os.getuid():
+        raise PermissionError(f"{parent} belongs to another user: set TMPDIR to a folder of your own")
+    for old in parent.iterdir():
+        if old.name != name[:32] and time.time() - old.stat().st_mtime > WEEK_S:
+            shutil.rmtree(old, ignore_errors=True)
+    try:
+        held.enter_context(only_one(parent / name[:32]))
+        return parent / name[:32]
+    except FolderBusy:
+        return Path(tempfile.mkdtemp(dir=parent))
+
+
+def _environment() -> dict[str, str]:
+    """Ours, less what names the folder that we were started in; the worker imports from where we do."""
+    here = os.getcwd()
+    told = {k: v for k, v in os.environ.items() if k not in HIDDEN and (v != here or k == "HOME")}
+    needed = {*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path(pdframe.__file__).parents[1])}
+    paths = [path for path in sys.path if path and (path != here or path in needed)]
+    return {**told, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _oom_kills() -> int:
+    """How many processes this system has killed for want of memory; 0 where it does not say."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
