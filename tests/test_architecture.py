@@ -19,7 +19,7 @@ PYPROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())
 MAX_LINES = 400
 #: Files that are themselves the heavy library's code; whoever needs them imports them inside a function.
 KERNELS = {"plugins/pdframe_ray/kernels.py"}
-HEAVY = {"matplotlib", "nibabel", "numba", "odl", "deepinv", "astra", "scipy", "skimage", "itk"}
+HEAVY = {"matplotlib", "nibabel", "numba", "odl", "deepinv", "astra", "scipy", "skimage", "itk", "optuna"}
 
 
 def name(path: Path) -> str:

@@ -1,0 +1,107 @@
+"""The lock between tuning and testing: no test scan is opened before it is there, no tuning after a test row is.
+
+`tuning/lock.json` holds what tuning chose for every method and problem, and the hashes of what it was chosen for: the
+bench, the rules of tuning, each method's table, and the search log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pdframe import runfolder
+from pdframe.bench.config import Bench, Method, bench_sha256, folder_of
+from pdframe.bench.rows import read_row_files
+from pdframe.config import table_sha256
+from pdframe.mistakes import ConfigError
+
+TUNING = "tuning"
+LOG, LOCK = "log.jsonl", "lock.json"
+
+
+def read_lock(bench: Bench, folder: Path) -> dict[str, Any] | None:
+    """The lock of a bench folder; None if there is none. ConfigError if it was made for another bench or edited."""
+    path = folder / TUNING / LOCK
+    lock = runfolder.read_json(path)
+    if lock is None:
+        return None
+    if lock["sha256"] != _own_sha256(lock):
+        raise ConfigError(f"{path}: was edited after tuning; tune again in a new folder")
+    if lock["bench_sha256"] != bench_sha256(bench) or lock["tuning_sha256"] != _tuning_sha256(bench):
+        raise ConfigError(f"{path}: was tuned for another bench; choose another folder and tune there")
+    log = folder / TUNING / LOG
+    if not log.is_file() or hashlib.sha256(log.read_bytes()).hexdigest() != lock["log_sha256"]:
+        raise ConfigError(f"{log}: is not the log that the lock was made from; tune again in a new folder")
+    return lock
+
+
+def write_lock(bench: Bench, folder: Path, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Closes tuning: `chosen` is, for each method and problem, {"settings", "trial", "score", ...}."""
+    assert bench.tuning is not None
+    lock: dict[str, Any] = {
+        "bench_sha256": bench_sha256(bench),
+        "tuning_sha256": _tuning_sha256(bench),
+        "log_sha256": hashlib.sha256((folder / TUNING / LOG).read_bytes()).hexdigest(),
+        "tuning": bench.tuning.model_dump(mode="json", exclude_none=True),
+        "cases": [case.id for case in bench.cases("validation")],
+        "methods": {
+            m.label: {"method_sha256": _method_sha256(bench, m), "chosen": chosen[m.label]} for m in bench.method
+        },
+    }
+    lock["sha256"] = _own_sha256(lock)
+    runfolder.write_json(folder / TUNING / LOCK, lock)
+    return lock
+
+
+def tuned(bench: Bench, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Method -> problem -> the settings that tuning chose; every method and problem of the bench is in it.
+
+    To be called before a test scan is opened. Of a bench without [tuning] all are {}. Raises ConfigError where tuning
+    has not ended, or where a method that could be tuned was not, or was changed since.
+    """
+    nothing = {m.label: {p.label: {} for p in bench.problem} for m in bench.method}
+    if bench.tuning is None:
+        return nothing
+    lock = read_lock(bench, folder)
+    if lock is None:
+        raise ConfigError(
+            f"{folder}: the bench has a [tuning] table, and tuning has not ended: the test split stays closed. "
+            "Run `pdframe bench tune` first"
+        )
+    for method in bench.method:
+        known = lock["methods"].get(method.label)
+        if known is None and not method.search:
+            continue  # there is nothing about it to tune
+        if known is None or known["method_sha256"] != _method_sha256(bench, method):
+            what = "is not in the lock" if known is None else "was changed after tuning"
+            raise ConfigError(
+                f"method {method.label!r} {what}: tune a new bench folder, or give it settings without `search`"
+            )
+        nothing[method.label] |= {problem: found["settings"] for problem, found in known["chosen"].items()}
+    return nothing
+
+
+def refuse_after_test(folder: Path) -> None:
+    """ConfigError if the folder has a row of the test split, finished or failed."""
+    seen = [row for row in read_row_files(folder) if row["split"] == "test"]
+    if seen:
+        raise ConfigError(
+            f"{folder}: the test split was opened, {len(seen)} of its rows are here: nothing is tuned after that. "
+            "Choose another folder"
+        )
+
+
+def _tuning_sha256(bench: Bench) -> str:
+    assert bench.tuning is not None
+    return table_sha256(bench.tuning.model_dump(mode="python", exclude_none=True), folder_of(bench))
+
+
+def _method_sha256(bench: Bench, method: Method) -> str:
+    """Of all that its rows depend on: solver, samples, search, `for`."""
+    return table_sha256(method.model_dump(mode="python", exclude_none=True, by_alias=True), folder_of(bench))
+
+
+def _own_sha256(lock: Mapping[str, Any]) -> str:
+    return table_sha256({key: value for key, value in lock.items() if key != "sha256"}, Path())
