@@ -40,7 +40,8 @@ class PatchPrior(Prior):
 
     Volumes are (batch, 1, z, y, x) in 1/mm, of any shape. Each call draws a tiling offset and the noise of the
     air around the volume from `rng`; without one it takes a fixed seed, so the call is a function of x and sigma.
-    `spacing_mm` (z, y, x) is set by `prior_on`.
+    `spacing_mm` (z, y, x) is set by `prior_on`. Differentiable once in x, the context included; the gradient evaluates
+    each patch a second time, so it needs the memory of one batch of patches.
     """
 
     network: PatchNetwork
@@ -85,12 +86,12 @@ class PatchPrior(Prior):
         context_sigma = torch.full((1,), sigma * noise_gain(shape, patch), device=device)
         steering = conditions(self.spacing_mm, shape)[None].to(device)
 
-        def denoise_patches(patches: Tensor, starts: Tensor) -> Tensor:
+        def denoise_patches(patches: Tensor, starts: Tensor, shown: Tensor) -> Tensor:
             n = len(patches)
             return self.network(
                 patches,
                 torch.full((n,), sigma, device=device),
-                context.expand(n, -1, -1, -1, -1),
+                shown.expand(n, -1, -1, -1, -1),
                 context_sigma.expand(n),
                 coordinates(starts.to(device), patch, shape),
                 steering.expand(n, -1),
@@ -98,9 +99,9 @@ class PatchPrior(Prior):
 
         batch = self.batch or (64 if device.type == "cuda" else 8)
         if self.tiling == "blended":
-            return tiling.evaluate_blended(padded, tiling.overlapping(shape, patch), denoise_patches, batch)
+            return tiling.evaluate_blended(padded, context, tiling.overlapping(shape, patch), denoise_patches, batch)
         tiles = tiling.partition(shape, patch, tiling.random_offset(patch, rng))
-        return tiling.evaluate(padded, tiles, denoise_patches, batch)
+        return tiling.evaluate(padded, context, tiles, denoise_patches, batch)
 
 
 @prior_on.register

@@ -234,6 +234,25 @@ def test_the_prior_is_brought_to_the_grid_and_its_cost_counted():
     assert (usage.network_calls, usage.network_voxels, usage.network_flops) == (4, 512.0, 5120.0)
 
 
+def test_a_gradient_through_the_prior_is_counted_each_time_it_is_taken():
+    x = torch.zeros(2, 1, 4, 4, 4)
+
+    def call(problem: Problem, prior: Prior, gradients: int) -> None:
+        with torch.enable_grad():
+            noisy = x.clone().requires_grad_()
+            clean = prior.denoise(noisy, torch.ones(2))
+            for _ in range(gradients):
+                (slope,) = torch.autograd.grad((3 * clean + 5 * noisy).sum(), noisy, retain_graph=True)
+                assert float(slope.max()) == float(slope.min()) == 8.0
+            torch.autograd.grad((5 * noisy).sum(), noisy)  # passes by the prior
+
+    for gradients in (0, 1, 3):
+        usage = _usage(lambda problem, prior, n=gradients: call(problem, prior, n), prior=CostlyPrior())
+        passes = 1 + 2 * gradients
+        assert (usage.network_calls, usage.network_voxels, usage.network_flops) == (2, 256.0 * passes, 2560.0 * passes)
+        assert 0 < usage.network_seconds <= usage.seconds
+
+
 def test_a_solver_meets_only_proxies_without_a_public_way_to_the_inside():
     inner = [TOY.problem.operator, TOY.prior]
 

@@ -14,6 +14,11 @@ from pdframe.core.seeds import generator
 
 SHAPES = [(32, 32, 32), (33, 20, 47), (5, 64, 7), (1, 1, 1)]
 PATCH = 16
+NO_CONTEXT = torch.zeros(0)
+
+
+def identity(patches, starts, context):
+    return patches
 
 
 def padded(volume: torch.Tensor) -> torch.Tensor:
@@ -48,8 +53,8 @@ def test_a_denoiser_that_returns_its_input_gives_the_volume_back(shape):
     volume = torch.randn(shape, generator=generator(1))
     for offset in offsets(5):
         tiles = tiling.partition(shape, PATCH, offset)
-        assert torch.equal(tiling.evaluate(padded(volume), tiles, lambda p, s: p, batch=5), volume)
-    blended = tiling.evaluate_blended(padded(volume), tiling.overlapping(shape, PATCH), lambda p, s: p, batch=5)
+        assert torch.equal(tiling.evaluate(padded(volume), NO_CONTEXT, tiles, identity, batch=5), volume)
+    blended = tiling.evaluate_blended(padded(volume), NO_CONTEXT, tiling.overlapping(shape, PATCH), identity, 5)
     torch.testing.assert_close(blended, volume)
 
 
@@ -62,12 +67,14 @@ def test_a_denoiser_that_returns_a_coordinate_gives_the_coordinate_of_the_whole_
     view[axis] = n
     whole = line.reshape(view).expand(shape)
 
-    def probe(patches, starts):
+    def probe(patches, starts, context):
         return coordinates(starts, PATCH, shape)[:, axis : axis + 1]
 
     for offset in offsets(5):
         tiles = tiling.partition(shape, PATCH, offset)
-        torch.testing.assert_close(tiling.evaluate(padded(torch.zeros(shape)), tiles, probe, batch=4), whole)
+        torch.testing.assert_close(
+            tiling.evaluate(padded(torch.zeros(shape)), NO_CONTEXT, tiles, probe, batch=4), whole
+        )
 
 
 def test_a_denoiser_that_reads_the_context_at_its_position_gives_the_context_of_the_whole_volume():
@@ -79,7 +86,7 @@ def test_a_denoiser_that_reads_the_context_at_its_position_gives_the_context_of_
     def cells(length, position):
         return ((position + 1) / 2 * PATCH).floor().long().clamp(0, PATCH - 1)
 
-    def probe(patches, starts):
+    def probe(patches, starts, context):
         where = coordinates(starts, PATCH, shape)
         z, y, x = (cells(n, where[:, a]) for a, n in enumerate(shape))
         return context[z, y, x][:, None]
@@ -88,4 +95,4 @@ def test_a_denoiser_that_reads_the_context_at_its_position_gives_the_context_of_
     whole = context[lines[0]][:, lines[1]][:, :, lines[2]]
     for offset in offsets(5):
         tiles = tiling.partition(shape, PATCH, offset)
-        assert torch.equal(tiling.evaluate(padded(volume), tiles, probe, batch=4), whole)
+        assert torch.equal(tiling.evaluate(padded(volume), context, tiles, probe, batch=4), whole)
