@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,11 +105,6 @@ class Outcome:
         usage = tuple(Usage(**u) for u in told.pop("usage"))
         traces = tuple(tuple(t) for t in told.pop("traces"))
         return cls(**told, samples=tensors.get("samples"), usage=usage, traces=traces, points=points)
-
-
-def digest(job: bytes) -> str:
-    """SHA-256 of a job, which names it."""
-    return hashlib.sha256(job).hexdigest()
 
 
 def _packed(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import pdframe
 from pdframe.bench.executor import Failure
-from pdframe.bench.job import digest
 from pdframe.lock import FolderBusy, only_one
 
 JOB, OUTCOME, LOG = "job.safetensors", "outcome.safetensors", "log.txt"
@@ -34,7 +34,7 @@ class WorkerProcess:
 
     def __init__(self, job: bytes, timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
         self.held = contextlib.ExitStack()
-        self.folder = _private_folder(digest(job), self.held)
+        self.folder = _private_folder(hashlib.sha256(job).hexdigest(), self.held)
         (self.folder / JOB).write_bytes(job)
         self.oom_kills = _oom_kills()
         self.timeout_s, self.deadline = timeout_s, time.monotonic() + timeout_s
