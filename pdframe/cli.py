@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from pdframe import registry
+from pdframe.bench.cli import bench
 from pdframe.hooks import BackendMissing
 from pdframe.mistakes import ConfigError
 
@@ -66,6 +67,9 @@ def main() -> None:
     """Inverse problems with learned and classical priors: simulate, reconstruct, compare, train."""
 
 
+main.add_command(bench)
+
+
 @main.command()
 @click.argument("toml", type=TOML)
 @overrides_option
@@ -86,7 +90,7 @@ def run(toml: Path, overrides: tuple[str, ...], out_dir: Path | None, fresh: boo
 @click.option("--out", "out_dir", type=FOLDER, help="Folder of the training.  [default: runs/NAME of the TOML]")
 def train(toml: Path, overrides: tuple[str, ...], out_dir: Path | None) -> None:
     """Train a prior as TOML says. The same command goes on with a training that was stopped."""
-    from pdframe.config import load_training
+    from pdframe.train import load_training
 
     training = load_training(toml, overrides)
     click.echo(training.run(out_dir or Path("runs") / toml.stem, on_log=_show_training))

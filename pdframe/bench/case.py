@@ -96,6 +96,11 @@ def open_case(bench: Bench, plan: CasePlan, folder: Path) -> FrozenCase:
     return FrozenCase(plan, base, y, record["y_sha256"], item)
 
 
+def is_frozen(plan: CasePlan, folder: Path) -> bool:
+    """Whether the bench folder holds the case, whole."""
+    return (folder / CASES / plan.id / CASE).is_file()
+
+
 def frozen(plan: CasePlan, folder: Path) -> dict[str, Any]:
     """case.json of a frozen case."""
     return json.loads((folder / CASES / plan.id / CASE).read_text())

@@ -1,0 +1,73 @@
+"""`pdframe bench ...`: each command reads its arguments, calls one function, and says what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+TOML = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+overrides_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. budget.seconds=20."
+)
+out_option = click.option("--out", "out_dir", type=FOLDER, help="Bench folder.  [default: runs/NAME of the TOML]")
+
+
+def variant_options(command: click.Command) -> click.Command:
+    """--quick and --smoke: which of the bench's own short forms to take."""
+    for name, text in (
+        ("smoke", "The shortest form: does it work at all?"),
+        ("quick", "A short form for one machine."),
+    ):
+        command = click.option(f"--{name}", "variant", flag_value=name, help=f"{text} Lays [{name}] over the bench.")(
+            command
+        )
+    return command
+
+
+@click.group()
+def bench() -> None:
+    """Compare many methods on the same frozen measurements, fairly."""
+
+
+@bench.command()
+@click.argument("toml", type=TOML)
+@overrides_option
+@out_option
+@variant_options
+@click.option("--only", multiple=True, metavar="PATTERN", help="Rows whose CASE/METHOD or method's label matches.")
+@click.option("--timing", is_flag=True, help="One row at a time; rows that ran beside others are run again.")
+@click.option("--retry", is_flag=True, help="Run rows again that failed.")
+@click.option("--freeze", is_flag=True, help="Only freeze the cases, to be copied to other machines.")
+def run(
+    toml: Path,
+    overrides: tuple[str, ...],
+    out_dir: Path | None,
+    variant: str | None,
+    only: tuple[str, ...],
+    timing: bool,
+    retry: bool,
+    freeze: bool,
+) -> None:
+    """Run the rows of the test split that are missing. A second run changes nothing and says so."""
+    from pdframe.bench.config import load_bench
+    from pdframe.bench.run import freeze_bench, run_bench
+
+    loaded = load_bench(toml, overrides, variant or "")
+    if freeze:
+        freeze_bench(loaded, out_dir=out_dir, variant=variant or "", console=True)
+        return
+    run_bench(loaded, out_dir=out_dir, variant=variant or "", only=only, timing=timing, retry=retry, console=True)
+
+
+@bench.command()
+@click.argument("into", type=FOLDER)
+@click.argument("sources", type=FOLDER, nargs=-1, required=True)
+def merge(into: Path, sources: tuple[Path, ...]) -> None:
+    """Join the bench folders SOURCES into the folder INTO. What contradicts itself is refused."""
+    from pdframe.bench.merge import merge as join
+
+    merged = join(into, sources)
+    click.echo(f"{merged.added} rows joined into {merged.folder}; {merged.known} were there before or came twice")
