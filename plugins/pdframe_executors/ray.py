@@ -37,7 +37,7 @@ class RayConfig(Config):
 
     address: str = Field(
         "",
-        description='of a running cluster, "host:port" or "auto"; empty: what RAY_ADDRESS says, else one is started here',
+        description='a running cluster, "host:port" or "auto"; empty: that of RAY_ADDRESS, or one started here',
     )
     cpus: float = Field(1.0, gt=0, description="CPUs that a row takes, and threads that it computes with")
     gpus: float = Field(0.0, ge=0, description="GPUs that a row takes; 0.5: two rows share one; 0: it sees none")
@@ -207,12 +207,16 @@ def _session(address: str) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS", "")
     quiet = {"log_to_driver": False, "logging_level": "error"}
     if not address:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by the processes that are started next
+        # Read by the processes that are started next: no telemetry; workers are not nicer than other processes.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")
         quiet |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
         ray.init(address=address or "local", **quiet)
-    except ConnectionError as error:
-        raise ClusterError(f"no Ray cluster answers at {address!r}: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # Ray raises Exception itself when its processes are too slow to start
+        ray.shutdown()
+        found = f"no Ray cluster answers at {address!r}" if address else "no Ray cluster could be started here"
+        raise ClusterError(f"{found}: {' '.join(str(error).split())[:300]}") from error
     try:
         yield ray
     finally:
