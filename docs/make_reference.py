@@ -10,7 +10,7 @@ from typing import Any
 from pdframe import registry
 from pdframe.config import Experiment, Sampling
 from pdframe.hooks import KINDS, Config
-from pdframe.training import Training
+from pdframe.train import Training
 
 PAGE = Path(__file__).with_name("reference.md")
 

@@ -13,14 +13,16 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pdframe.config import TaskPart, read
 from pdframe.core.interface import Interface
 from pdframe.hooks import Config
 
@@ -40,6 +42,23 @@ class TrainConfig(Config):
     validate_every: int = Field(500, ge=1)
     checkpoint_every_s: float = Field(300.0, gt=0)
     device: str = "auto"
+
+
+class Training(Config):
+    """What `pdframe train` reads: [train] for the loop, [task] for what is trained and on what."""
+
+    title: str = ""
+    train: TrainConfig = TrainConfig()
+    task: TaskPart
+
+    def run(self, out_dir: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None) -> Path:
+        """Train, or go on training, in `out_dir`; the path of the checkpoint."""
+        return train(self.task.build(), self.train, out_dir, on_log=on_log)
+
+
+def load_training(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Training:
+    """The training in a TOML file (or in a dict), after `overrides`: as `pdframe.load`, for `pdframe train`."""
+    return read(Training, source, overrides)
 
 
 class Trainable(Interface):

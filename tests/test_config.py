@@ -11,6 +11,7 @@ import tomli
 from pdframe import config
 from pdframe.core import budget as core_budget
 from pdframe.mistakes import ConfigError
+from pdframe.train import load_training
 
 PLUGIN = """
 from pdframe.hooks import Entry, hookimpl
@@ -362,7 +363,7 @@ def test_a_training_reads_the_loop_and_its_task(foreign):
     )
     parts = "from pdframe.hooks import Config\nclass Task(Config):\n    root: str\n    def build(self): return self\n"
     foreign("toy-task", {"task": plugin, "task_parts": parts}, entry="task")
-    t = config.load_training({"task": {"name": "toy_task"}}, ["task.root=here", "train.steps=5"])
+    t = load_training({"task": {"name": "toy_task"}}, ["task.root=here", "train.steps=5"])
     assert (t.train.steps, t.task.settings.root) == (5, "here")
     with pytest.raises(ConfigError, match=r"--set train.stpes=5: train.stpes: unknown key; did you mean `steps`"):
-        config.load_training({"task": {"name": "toy_task", "root": "x"}}, ["train.stpes=5"])
+        load_training({"task": {"name": "toy_task", "root": "x"}}, ["train.stpes=5"])

@@ -14,11 +14,10 @@ import pytest
 import torch
 from pdframe_patch.weights import load_weights
 
-from pdframe.config import load_training
 from pdframe.core.grid import Grid
 from pdframe.core.seeds import generator
 from pdframe.ct.nifti import write_nifti
-from pdframe.train import TrainConfig, _rate
+from pdframe.train import TrainConfig, _rate, load_training
 
 
 def write_scan(path: Path, seed: int) -> None:

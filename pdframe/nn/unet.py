@@ -14,6 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+#: The memory format that convolutions like, by the number of spatial axes.
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
 
 @dataclass(frozen=True)
 class UNetShape:
@@ -39,6 +42,11 @@ class UNetShape:
     fine: int = 16
     conditions: int = 0
     places: bool = False
+
+    @property
+    def multiple(self) -> int:
+        """What every spatial edge must be a multiple of."""
+        return self.fold * 2 ** (len(self.multipliers) - 1)
 
 
 def _conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -142,7 +150,7 @@ class UNet(nn.Module):
     """(batch, in_channels, *spatial), (batch,), (batch, conditions) -> (batch, out_channels, *spatial).
 
     The second argument is the noise label, of order 1 (a diffusion time in [0, 1], say). Every spatial edge must be a
-    multiple of `fold * 2 ** (len(multipliers) - 1)`.
+    multiple of `shape.multiple`.
     """
 
     def __init__(self, shape: UNetShape) -> None:

@@ -7,14 +7,15 @@ so that one checkpoint serves any grid.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pdframe.core.prior import per_item
+from pdframe.ct.network_prior import log_spacing
+from pdframe.nn.precondition import Precondition, fast_bfloat16, scaling
 from pdframe.nn.unet import UNet, UNetShape
 
 #: log(spacing) and log(extent), three axes each.
@@ -57,7 +58,7 @@ class PatchNetwork(nn.Module):
         self,
         shape: UNetShape,
         deviation: float,
-        precondition: Literal["edm", "vp"] = "edm",
+        precondition: Precondition = "edm",
         inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
@@ -74,20 +75,10 @@ class PatchNetwork(nn.Module):
         coordinates: Tensor,
         conditions: Tensor,
     ) -> Tensor:
-        sigma = sigma.reshape(-1, 1, 1, 1, 1)
-        context_sigma = context_sigma.reshape(-1, 1, 1, 1, 1)
-        if self.precondition == "edm":
-            scale = (sigma**2 + self.deviation**2).rsqrt()
-            # The embedding's fastest wave turns once for a change of sigma by a factor of 1.9.
-            label = sigma.flatten().log() / 100
-            skip, out = (self.deviation * scale) ** 2, sigma * self.deviation * scale
-        else:
-            scale = (sigma**2 + 1).rsqrt()
-            label = vp_time(sigma.flatten())
-            skip, out = torch.ones_like(sigma), -sigma
-        context = context * (context_sigma**2 + self.deviation**2).rsqrt()
+        scale = scaling(self.precondition, sigma, self.deviation)
+        context = context * per_item((context_sigma**2 + self.deviation**2).rsqrt(), context)
         channels = [
-            patches * scale,
+            patches * per_item(scale.given, patches),
             context if self.inputs.context else torch.zeros_like(context),
             coordinates if self.inputs.position else torch.zeros_like(coordinates),
         ]
@@ -95,18 +86,8 @@ class PatchNetwork(nn.Module):
         if not self.inputs.spacing:
             conditions = torch.zeros_like(conditions)
         with torch.autocast(patches.device.type, torch.bfloat16, enabled=fast_bfloat16(patches.device)):
-            answer = self.unet(given, label, conditions)
-        return skip * patches + out * answer.float()
-
-
-def vp_time(sigma: Tensor) -> Tensor:
-    """The continuous DDPM time in [0, 1] whose linear beta schedule (1e-4 to 0.02, T = 1000) has this sigma.
-
-    From log(abar_t) ~ -(b0 t + (b1 - b0) t^2 / 2) T, solved for t.
-    """
-    low, high = 1e-4 * 1000, 0.02 * 1000
-    depth = torch.log1p(sigma**2)
-    return (torch.sqrt(low**2 + 2 * (high - low) * depth) - low) / (high - low)
+            answer = self.unet(given, scale.label, conditions)
+        return per_item(scale.skip, patches) * patches + per_item(scale.out, patches) * answer.float()
 
 
 def coordinates(starts: Tensor, patch: int, shape: Sequence[int]) -> Tensor:
@@ -123,17 +104,5 @@ def coordinates(starts: Tensor, patch: int, shape: Sequence[int]) -> Tensor:
 
 def conditions(spacing_mm: Sequence[float], shape: Sequence[int]) -> Tensor:
     """(6,): log of the voxel spacing over 2 mm and of the volume's extent over 300 mm, z, y, x."""
-    spacing = torch.tensor(spacing_mm, dtype=torch.float32)
-    extent = spacing * torch.tensor(shape, dtype=torch.float32)
-    return torch.cat([(spacing / 2).log(), (extent / 300).log()])
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is the faster arithmetic here: tensor cores, or a CPU with AMX that oneDNN may use."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    allowed = "AMX" in os.environ.get("ONEDNN_MAX_CPU_ISA", "AMX").upper().replace("DEFAULT", "AMX")
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return allowed and probe is not None and probe()
+    extent = torch.tensor(spacing_mm, dtype=torch.float32) * torch.tensor(shape, dtype=torch.float32)
+    return torch.cat([log_spacing(spacing_mm), (extent / 300).log()])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdframe.core.grid import Grid
 from pdframe.core.prior import Prior, prior_cost, prior_on
-from pdframe.ct.units import WATER
+from pdframe.ct.network_prior import denoise_volumes, known_spacing, spacing_of
 from pdframe.hooks import Config
 from pdframe_patch import tiling
 from pdframe_patch.context import area_matrices, downsample, noise_gain
@@ -52,30 +52,20 @@ class PatchPrior(Prior):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        low, high = self.card.sigma_range_hu
-        return low * WATER / 1000, high * WATER / 1000
+        return self.card.sigma_range
 
     @property
     def mean(self) -> float:
-        return WATER * (1 + self.card.centre_hu / 1000)
+        return self.card.mean
 
     @property
     def deviation(self) -> float:
-        return self.card.deviation * self.card.scale_hu * WATER / 1000
+        return self.card.deviation * self.card.scale
 
     def denoise(self, x: Tensor, sigma: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
-        if self.spacing_mm is None:
-            raise ValueError("the patch prior needs the voxel spacing: use prior_on(prior, grid), or pdframe.solve")
-        if x.ndim != 5 or x.shape[1] != 1:
-            raise ValueError(f"the patch prior takes (batch, 1, z, y, x) volumes: got {tuple(x.shape)}")
+        known_spacing(self.spacing_mm)
         self.network.to(x.device)
-        scale = self.card.scale_hu * WATER / 1000
-        noisy = (x.float() - self.mean) / scale
-        levels = (sigma.float() / scale).expand(len(x)).tolist()
-        clean = [
-            self._volume(v[0], s, rng or torch.Generator().manual_seed(0)) for v, s in zip(noisy, levels, strict=True)
-        ]
-        return (torch.stack(clean)[:, None] * scale + self.mean).to(x.dtype)
+        return denoise_volumes(x, sigma, self.card, self._volume, rng)
 
     def _volume(self, noisy: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
         """One (z, y, x) volume in network units."""
@@ -106,9 +96,7 @@ class PatchPrior(Prior):
 
 @prior_on.register
 def _(prior: PatchPrior, grid: Grid) -> Prior:
-    if len(grid.shape) != 3:
-        raise ValueError(f"the patch prior is for volumes with three axes: the grid has shape {grid.shape}")
-    return replace(prior, spacing_mm=tuple(grid.spacing))
+    return replace(prior, spacing_mm=spacing_of(grid))
 
 
 @prior_cost.register

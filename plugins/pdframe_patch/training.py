@@ -12,60 +12,25 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pdframe.core.grid import Grid
 from pdframe.core.seeds import generator
-from pdframe.hooks import Config
+from pdframe.ct.denoiser_training import DenoiserTrainingConfig, validation_ladder, weighted
+from pdframe.ct.training_set import Scan, Shelf, Volume, protocol_volume
 from pdframe.train import Trainable
 from pdframe_patch.network import PRESETS, Inputs, PatchNetwork, conditions, coordinates
-from pdframe_patch.volumes import GridRange, Scan, ScanFile, Shelf, Volume, read_scans, volume_on
-from pdframe_patch.weights import Card, load_weights, save_weights
+from pdframe_patch.volumes import PatchVolume, with_context
+from pdframe_patch.weights import Card, shipped_weights
 
 
-class PatchTrainingConfig(Config):
+class PatchTrainingConfig(DenoiserTrainingConfig):
     """What the patch prior is trained on and how its draws are made; the loop's settings are in [train]."""
 
-    root: Path = Field(description="folder that holds the scans")
-    scans: list[ScanFile]
-    validation: list[ScanFile] = Field(default=[], description="scans of other patients")
     preset: Literal["paper", "compact", "folded", "tiny"] = "compact"
-    start_from: Literal["", "shipped"] | Path = Field("", description="checkpoint whose weights to start from")
-    precondition: Literal["edm", "vp"] = "edm"
     patch: int = Field(32, ge=8)
-    sigma_mean: float = Field(-0.8, description="mean of log sigma in network units (500 HU)")
-    sigma_deviation: float = Field(1.5, gt=0)
     inputs: Inputs = Inputs()
-    grids: GridRange = GridRange()
-    slots: int = Field(24, ge=1, description="volumes held in memory")
-    refresh_steps: int = Field(480, ge=1, description="steps after which each of them has been replaced")
-    seed: int = 0
-    licence: str = ""
-    compute: str = Field("", description="what the training took, for later comparisons at equal compute")
 
     def build(self) -> PatchTraining:
-        card = Card(
-            patch=self.patch,
-            precondition=self.precondition,
-            inputs=self.inputs,
-            unet=PRESETS[self.preset],
-            spacing_range_mm=self.grids.spacing_mm,
-            licence=self.licence,
-            data=[{"file": s.file, "sha256": s.sha256, "cite": s.cite} for s in self.scans],
-        )
-        if self.start_from:
-            network, _ = load_weights(self.start_from)
-            network.requires_grad_(True).train()
-        else:
-            # The initial weights are a function of the seed: the global generator is borrowed and put back.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                network = card.network()
-        return PatchTraining(
-            network.to(memory_format=torch.channels_last_3d),
-            card,
-            self,
-            read_scans(self.root, self.scans),
-            read_scans(self.root, self.validation),
-        )
+        card = self.card(Card, PRESETS[self.preset], patch=self.patch, inputs=self.inputs)
+        return PatchTraining(self.network(card, shipped_weights()), card, self, *self.read())
 
 
 @dataclass(frozen=True)
@@ -79,9 +44,9 @@ class PatchTraining(Trainable):
     held_apart: list[Scan]
 
     @cached_property
-    def shelf(self) -> Shelf:
+    def shelf(self) -> Shelf[PatchVolume]:
         s = self.settings
-        return Shelf(self.scans, s.grids, self.card, s.seed, s.slots, s.refresh_steps)
+        return Shelf(self.scans, s.grids, self.card, s.seed, self._prepare, s.slots, s.refresh_steps)
 
     def loss(self, network: nn.Module, step: int, items: range, device: torch.device) -> Tensor:
         """Mean loss of the step's items; item k of step t is the same draw however the batch is split."""
@@ -89,50 +54,40 @@ class PatchTraining(Trainable):
         for item in items:
             rng = generator(self.settings.seed, "item", step, item)
             slot = int(torch.randint(self.settings.slots, (1,), generator=rng))
-            sigma = math.exp(self.settings.sigma_mean + self.settings.sigma_deviation * _normal(rng))
+            sigma = self.settings.draw_sigma(rng)
             volume = self.shelf.volume(slot, step)
             draws.append(draw(volume, _start(volume, self.card, rng), sigma, self.card, rng))
-        return self._weighted_error(network, draws, device).mean()
+        sigmas = torch.stack([d.sigma for d in draws]).to(device)
+        return weighted(self._squares(network, draws, device), sigmas, self.card).mean()
 
     @torch.no_grad()
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Weighted loss and RMSE in HU on fixed draws from held-apart patients, for a ladder of noise levels."""
-        result, total = {}, []
-        for sigma_hu in (25, 50, 100, 200, 400, 1000):
-            sigma = sigma_hu / self.card.scale_hu
-            losses, squares = [], []
-            for index, volume in enumerate(self._validation_volumes):
-                rng = generator(0, "validation", sigma_hu, index)
-                draws = [draw(volume, _start(volume, self.card, rng), sigma, self.card, rng) for _ in range(8)]
-                losses.append(self._weighted_error(network, draws, device))
-                squares.append(losses[-1] / _loss_weight(torch.tensor(sigma), self.card))
-            total.append(float(torch.cat(losses).mean()))
-            result[f"rmse_hu_at_{sigma_hu}"] = float(torch.cat(squares).mean().sqrt()) * self.card.scale_hu
-        return {"loss": sum(total) / len(total), **result} if self._validation_volumes else {}
+
+        def squares(volume: PatchVolume, sigma: float, rng: torch.Generator) -> Tensor:
+            draws = [draw(volume, _start(volume, self.card, rng), sigma, self.card, rng) for _ in range(8)]
+            return self._squares(network, draws, device)
+
+        return validation_ladder(self._validation_volumes, self.card, squares)
 
     @cached_property
-    def _validation_volumes(self) -> list[Volume]:
+    def _validation_volumes(self) -> list[PatchVolume]:
         """Each held-apart scan on the protocol's grid."""
-        g = self.settings.grids
-        volumes = []
-        for scan in self.held_apart:
-            centre = [(low + high) / 2 + c for (low, high), c in zip(scan.body_mm, scan.grid.centre, strict=True)]
-            grid = Grid((g.protocol_voxels,) * 3, (g.protocol_mm,) * 3, tuple(centre))
-            volumes.append(volume_on(scan.on(grid, self.card), grid.spacing, self.card.patch))
-        return volumes
+        return [self._prepare(protocol_volume(s, self.settings.grids, self.card)) for s in self.held_apart]
 
-    def _weighted_error(self, network: nn.Module, draws: list[Draw], device: torch.device) -> Tensor:
+    def _prepare(self, volume: Volume) -> PatchVolume:
+        return with_context(volume, self.card.patch)
+
+    def _squares(self, network: nn.Module, draws: list[Draw], device: torch.device) -> Tensor:
+        """Mean squared error of each draw, inside the volume."""
         batch = [torch.stack(part).to(device) for part in zip(*[d.tensors() for d in draws], strict=True)]
         clean, noisy, sigma, context, context_sigma, where, steering, inside = batch
         estimate = network(noisy, sigma, context, context_sigma, where, steering)
-        error = ((estimate - clean) ** 2 * inside).flatten(1).mean(1)
-        return error * _loss_weight(sigma, self.card)
+        return ((estimate - clean) ** 2 * inside).flatten(1).mean(1)
 
     def export(self, network: nn.Module, path: Path, report: dict[str, object]) -> None:
-        card = self.card.model_copy(
-            update={"training": {**report, "compute": self.settings.compute}, "patch_flops": float(patch_flops(self))}
-        )
-        save_weights(path, network, card)
+        card = self.card.model_copy(update={"patch_flops": float(patch_flops(self))})
+        self.settings.export(network, card, path, report)
 
 
 @dataclass(frozen=True)
@@ -152,7 +107,7 @@ class Draw:
         return tuple(vars(self).values())
 
 
-def draw(volume: Volume, start: tuple[int, int, int], sigma: float, card: Card, rng: torch.Generator) -> Draw:
+def draw(volume: PatchVolume, start: tuple[int, int, int], sigma: float, card: Card, rng: torch.Generator) -> Draw:
     """A noisy patch beginning at `start` (it may reach into the air around the volume) and its noisy context."""
     patch, shape = card.patch, tuple(volume.values.shape)
     low = [max(0, s) for s in start]
@@ -177,20 +132,21 @@ def draw(volume: Volume, start: tuple[int, int, int], sigma: float, card: Card, 
     )
 
 
-def _start(volume: Volume, card: Card, rng: torch.Generator) -> tuple[int, int, int]:
-    """Where a patch of a random partition lies; one of pure air is redrawn four times out of five."""
+def _start(volume: PatchVolume, card: Card, rng: torch.Generator) -> tuple[int, int, int]:
+    """Where a patch of a random partition lies.
+
+    Kept in proportion to its share of voxels inside the volume, since only those are scored (in a 128^3 volume half
+    the voxels of a random partition are padding); of pure air once in five times.
+    """
+    shape = volume.values.shape
+    # The largest share there is: a volume smaller than a patch never fills one.
+    most = math.prod(min(1.0, n / card.patch) for n in shape)
     while True:
-        start = tuple(int(torch.randint(1 - card.patch, n, (1,), generator=rng)) for n in volume.values.shape)
+        start = tuple(int(torch.randint(1 - card.patch, n, (1,), generator=rng)) for n in shape)
         box = volume.values[tuple(slice(max(0, s), s + card.patch) for s in start)]
-        if float(box.max()) > card.air + 0.4 or float(torch.rand((), generator=rng)) < 0.2:
+        keep = box.numel() / card.patch**3 * (1.0 if float(box.max()) > card.air + 0.4 else 0.2)
+        if most * float(torch.rand((), generator=rng)) < keep:
             return start
-
-
-def _loss_weight(sigma: Tensor, card: Card) -> Tensor:
-    """EDM's lambda(sigma), eq. 8; for VP the plain error of epsilon."""
-    if card.precondition == "vp":
-        return sigma**-2
-    return (sigma**2 + card.deviation**2) / (sigma * card.deviation) ** 2
 
 
 def patch_flops(training: PatchTraining) -> int:
@@ -204,7 +160,3 @@ def patch_flops(training: PatchTraining) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(cube, one, cube, one, cube.expand(-1, 3, -1, -1, -1), torch.zeros(1, 6))
     return counter.get_total_flops()
-
-
-def _normal(rng: torch.Generator) -> float:
-    return float(torch.randn((), generator=rng))

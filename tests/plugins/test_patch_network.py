@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pdframe_patch.network import PRESETS, Inputs, PatchNetwork, fast_bfloat16, vp_time
+from pdframe_patch.network import PRESETS, Inputs, PatchNetwork
 
 from pdframe.core.seeds import generator
+from pdframe.nn.precondition import fast_bfloat16, vp_time
 from pdframe.nn.unet import UNet, UNetShape
 
 

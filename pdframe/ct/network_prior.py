@@ -1,0 +1,64 @@
+"""What CT priors with a network share: units, air around a volume, the voxel size as a network is told it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pdframe.core.grid import Grid
+from pdframe.ct.checkpoint import NetworkCard
+
+#: Denoises one volume in network units: (noisy (z, y, x), sigma, rng) -> clean (z, y, x).
+VolumeDenoiser = Callable[[Tensor, float, torch.Generator], Tensor]
+
+
+def denoise_volumes(
+    x: Tensor, sigma: Tensor, card: NetworkCard, denoise_volume: VolumeDenoiser, rng: torch.Generator | None
+) -> Tensor:
+    """`Prior.denoise` by a function that knows one volume in network units: (batch, 1, z, y, x) in 1/mm, and back.
+
+    Without `rng` every item draws from the same fixed seed, so that the answer is a function of x and sigma.
+    """
+    if x.ndim != 5 or x.shape[1] != 1:
+        raise ValueError(f"this prior takes (batch, 1, z, y, x) volumes: got {tuple(x.shape)}")
+    noisy = (x.float() - card.mean) / card.scale
+    levels = (sigma.float() / card.scale).expand(len(x)).tolist()
+    clean = [
+        denoise_volume(v[0], s, rng or torch.Generator().manual_seed(0)) for v, s in zip(noisy, levels, strict=True)
+    ]
+    return (torch.stack(clean)[:, None] * card.scale + card.mean).to(x.dtype)
+
+
+def spacing_of(grid: Grid) -> tuple[float, float, float]:
+    """Voxel spacing in mm (z, y, x) of a grid that a CT prior can work on; an error for any other grid."""
+    if len(grid.shape) != 3:
+        raise ValueError(f"this prior is for volumes with three axes: the grid has shape {grid.shape}")
+    return tuple(grid.spacing)
+
+
+def known_spacing(spacing_mm: tuple[float, float, float] | None) -> tuple[float, float, float]:
+    """The spacing, which a prior lacks until it is brought to a grid; an error that says so."""
+    if spacing_mm is None:
+        raise ValueError("this prior needs the voxel spacing: use prior_on(prior, grid), or pdframe.solve")
+    return spacing_mm
+
+
+def log_spacing(spacing_mm: Sequence[float]) -> Tensor:
+    """(3,): log of the voxel spacing over 2 mm, z, y, x."""
+    return (torch.tensor(spacing_mm, dtype=torch.float32) / 2).log()
+
+
+def in_air(noisy: Tensor, multiple: Sequence[int], air: float, sigma: float, rng: torch.Generator) -> Tensor:
+    """The volume with air of the same noise level behind it, until each of the last axes is a multiple of its number.
+
+    Cut `[..., :y, :x]` to come back. Without a need for padding it is the volume itself.
+    """
+    edges = [-(-n // m) * m for n, m in zip(noisy.shape[-len(multiple) :], multiple, strict=True)]
+    shape = (*noisy.shape[: -len(multiple)], *edges)
+    if shape == tuple(noisy.shape):
+        return noisy
+    padded = (torch.randn(shape, generator=rng) * sigma + air).to(noisy)
+    padded[tuple(slice(n) for n in noisy.shape)] = noisy
+    return padded
