@@ -71,3 +71,16 @@ def merge(into: Path, sources: tuple[Path, ...]) -> None:
 
     merged = join(into, sources)
     click.echo(f"{merged.added} rows joined into {merged.folder}; {merged.known} were there before or came twice")
+
+
+@bench.command()
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--benchopt", "benchopt_dir", type=FOLDER, required=True, help="Where to write: new, or a benchmark's own."
+)
+def export(folder: Path, benchopt_dir: Path) -> None:
+    """Write the rows of the bench folder FOLDER for benchopt, which shows them and joins them with its own."""
+    from pdframe.bench.export import export_folder
+
+    table = export_folder(folder, benchopt_dir)
+    click.echo(f"{table}\nshow it: benchopt plot {benchopt_dir}")

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdframe.runfolder import folder_names, write
+from pdframe.bench.rows import BENCH, read_rows
+from pdframe.mistakes import ConfigError
+from pdframe.runfolder import folder_names, read_json, write
 
 Row = Mapping[str, Any]
 
@@ -55,6 +57,17 @@ class Objective(BaseObjective):
 '''
 
 
+def export_folder(bench: Path, folder: Path) -> Path:
+    """The rows of a bench folder, as `export_benchopt` writes them. ConfigError if `bench` holds none."""
+    head = read_json(bench / BENCH)
+    if head is None:
+        raise ConfigError(f"{bench} is no bench folder: it has no {BENCH}")
+    try:
+        return export_benchopt(read_rows(bench), folder, head["title"] or bench.resolve().name)
+    except ValueError as error:
+        raise ConfigError(f"{bench}: {error}") from None
+
+
 def export_benchopt(rows: Sequence[Row], folder: Path, title: str) -> Path:
     """Writes what `benchopt plot`, `merge`, `publish` and `generate-results` read; returns the result table.
 
@@ -64,7 +77,7 @@ def export_benchopt(rows: Sequence[Row], folder: Path, title: str) -> Path:
     ValueError if there is no row to write.
     """
     if not rows:
-        raise ValueError("the bench has no row yet, so there is nothing to export; run `pdframe bench run` first")
+        raise ValueError("there is no row yet, so nothing to export; use `pdframe bench run` first")
     if not (folder / "objective.py").is_file():
         write(folder / "objective.py", OBJECTIVE.format(title=title))
     table = folder / "outputs" / f"{folder_names([title])[0]}.csv"

@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from pdframe.bench.export import KEY, benchopt_lines, export_benchopt
+from pdframe.bench.cli import bench as commands
+from pdframe.bench.export import KEY, benchopt_lines, export_benchopt, export_folder
+from pdframe.bench.rows import BENCH, ROW, ROWS
+from pdframe.mistakes import ConfigError
+from pdframe.runfolder import write_json
 
 TITLE = 'Sparse "views", 8 and 20'
 USAGE = {"network_flops": 3e12, "network_voxels": 2e6, "view_calls": 400, "peak_memory_bytes": 2**30, "seconds": 7.0}
@@ -121,6 +126,23 @@ def test_an_empty_bench_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no row yet"):
         export_benchopt([], tmp_path / "out", TITLE)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_exports_a_bench_folder_and_refuses_another(tmp_path):
+    bench = tmp_path / "bench"
+    for i, given in enumerate(rows()[3:5]):
+        keys = ("estimate", "samples", "metrics", "residual", "usage")
+        estimates = [{key: given[key] for key in keys}]
+        write_json(bench / ROWS / f"case {i}" / "fdk" / ROW, {**given, "rows": estimates})
+    write_json(bench / BENCH, {"title": "", "cases": [], "methods": []})
+    done = CliRunner().invoke(commands, ["export", str(bench), "--benchopt", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert [line["objective_psnr_db"] for line in read(tmp_path / "out" / "outputs" / "bench.csv")] == ["18.0", "18.5"]
+    with pytest.raises(ConfigError, match="no bench folder"):
+        export_folder(tmp_path / "out", tmp_path / "more")
+    (bench / ROWS).rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="no row yet"):
+        export_folder(bench, tmp_path / "more")
 
 
 BENCHOPT = """
