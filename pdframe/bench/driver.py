@@ -101,7 +101,7 @@ class Driver:
         judge = functools.lru_cache(maxsize=1)(lambda case: opened(case).judge(self.bench.device))
         unusable = {name: why for name, plan in missing.items() if (why := lacking(plan.part))}
         jobs = (
-            (name, self._job(plan, opened(plan.case)).to_bytes())
+            (name, self.job(plan, opened(plan.case)).to_bytes())
             for name, plan in missing.items()
             if name not in unusable
         )
@@ -122,7 +122,8 @@ class Driver:
             raise
         self.progress.ended(f"{done} done")
 
-    def _job(self, plan: RowPlan, case: FrozenCase) -> Job:
+    def job(self, plan: RowPlan, case: FrozenCase) -> Job:
+        """What a worker is told of a row: nothing of `case.item` but its grid."""
         limit = self.bench.memory_limit_gib
         return Job(
             y=case.y,

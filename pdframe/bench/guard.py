@@ -36,6 +36,7 @@ class Guard:
         self.problem = problem
         self.behind: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
+        self.replaced: list[str] = []
         self.answers = _answers(problem)  # first: an operator may prepare its tables on its first call
         self.buffers = _buffers(problem.operator)
         self.content, self.versions = self._content(), self._versions()
@@ -50,12 +51,15 @@ class Guard:
         """Counts the calls of these methods, of every object of the class of `thing`, until the block ends."""
         kind = type(thing)
         originals = {name: getattr(kind, name) for name in names}
-        for name, original in originals.items():
-            setattr(kind, name, self._watched(f"{kind.__name__}.{name}", original))
+        watched = {name: self._watched(f"{kind.__name__}.{name}", call) for name, call in originals.items()}
+        for name, call in watched.items():
+            setattr(kind, name, call)
         try:
             yield
         finally:
             for name, original in originals.items():
+                if getattr(kind, name) is not watched[name]:
+                    self.replaced.append(f"{kind.__name__}.{name}")
                 setattr(kind, name, original)
 
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +83,7 @@ class Guard:
     def offence(self, usage: Usage) -> str:
         """What was done that may not be, in one line; empty if nothing. `usage`: what all samples were charged."""
         found = [f"called {name} behind the counting proxy ({count} times)" for name, count in self.behind.items()]
+        found += [f"replaced {name}" for name in self.replaced]
         charged = {"forward": usage.forward_calls, "adjoint": usage.adjoint_calls, "denoise": usage.network_calls}
         found += [
             f"was charged for {charged[name]} of {count} calls of `{name}`"
