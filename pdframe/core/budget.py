@@ -22,7 +22,6 @@ from pdframe.core.prior import Prior, prior_cost, prior_on
 #: norm, at its own price), or "" outside of any. `pdframe.bench.guard` finds calls that came by another way.
 LET_THROUGH: ContextVar[str] = ContextVar("let_through", default="")
 
-
 #: Passes that a gradient in x through a prior counts as: the evaluation again, since a volume's worth of activations is
 #: recomputed and not kept, and its transpose, which has the same multiplications.
 BACKWARD_PASSES = 2
@@ -136,8 +135,27 @@ class CountedPrior(Prior):
     def denoise(self, x: Tensor, sigma: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
         cost = prior_cost(self._inner, tuple(x.shape))
         self._meter.add(network_calls=x.shape[0], network_voxels=cost["voxels"], network_flops=cost["flops"])
+        seen = x.view_as(x)  # so that the hooks below see what passes through this evaluation and no other
         with self._meter.clock("network_seconds"), _letting_through("call"):
-            return self._inner.denoise(x, sigma, rng=rng)
+            clean = self._inner.denoise(seen, sigma, rng=rng)
+        if seen.requires_grad and clean.requires_grad:
+            self._count_backward(seen, clean, cost)
+        return clean
+
+    def _count_backward(self, seen: Tensor, clean: Tensor, cost: dict[str, float]) -> None:
+        """Puts every gradient that passes from `clean` back to `seen` on the meter."""
+        started: list[float] = []
+
+        def enter(_: Tensor) -> None:
+            passes = BACKWARD_PASSES
+            self._meter.add(network_voxels=passes * cost["voxels"], network_flops=passes * cost["flops"])
+            started.append(_now(self._meter.device))
+
+        def leave(_: Tensor) -> None:
+            self._meter.add(network_seconds=_now(self._meter.device) - started.pop())
+
+        clean.register_hook(enter)
+        seen.register_hook(leave)
 
 
 @contextmanager
