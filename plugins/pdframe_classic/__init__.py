@@ -1,7 +1,7 @@
 """Classical reconstruction: direct inversion, least squares, total variation."""
 
 from pdframe.hooks import Entry, hookimpl
-from pdframe_classic.references import ADMM, CONJUGATE_GRADIENTS, FDK, KAK_SLANEY, TV
+from pdframe_classic.references import ADMM, CONJUGATE_GRADIENTS, FDK, KAK_SLANEY, PRIMAL_DUAL, SIRT, TIKHONOV, TV
 
 
 @hookimpl
@@ -31,10 +31,33 @@ def pdframe_register() -> list[Entry]:
         ),
         Entry(
             "solver",
+            "sirt",
+            "pdframe_classic.sirt:SIRTConfig",
+            "Simultaneous iterative reconstruction (SIRT), stopped early, with non-negativity",
+            example=(("steps", 8),),
+            cite=SIRT,
+        ),
+        Entry(
+            "solver",
+            "tikhonov",
+            "pdframe_classic.tikhonov:TikhonovConfig",
+            "Tikhonov regularisation of the slope or of the volume itself, by preconditioned conjugate gradients",
+            cite=TIKHONOV + CONJUGATE_GRADIENTS,
+        ),
+        Entry(
+            "solver",
             "admm_tv",
             "pdframe_classic.admm_tv:ADMMTVConfig",
             "Total variation with non-negativity, by ADMM",
             example=(("steps", 6),),
             cite=TV + ADMM,
+        ),
+        Entry(
+            "solver",
+            "pdhg_tv",
+            "pdframe_classic.pdhg_tv:PDHGTVConfig",
+            "Total variation with non-negativity, by the primal-dual method of Chambolle and Pock",
+            example=(("steps", 12),),
+            cite=TV + PRIMAL_DUAL,
         ),
     ]

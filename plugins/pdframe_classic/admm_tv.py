@@ -16,22 +16,20 @@ CG is preconditioned by FFT, and x starts from the operator's pseudo-inverse (FD
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pdframe.core.linalg import cg, dot, power_iteration
+from pdframe.core.linalg import cg, dot
 from pdframe.core.operator import pseudoinverse
 from pdframe.core.prior import per_item
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_classic.circulant import data_transfer, filtered, gradient_transfer
+from pdframe_classic.data_term import Weighting, largest_eigenvalue, weights_of
 from pdframe_classic.gradient import gradient, gradient_adjoint
-
-POWER_ITERATIONS = 8
 
 
 class ADMMTVConfig(Config):
@@ -49,7 +47,7 @@ class ADMMTVConfig(Config):
     tolerance: float = Field(
         2e-3, ge=0, description="Stop when the relative primal and dual residuals are both below it; 0: never."
     )
-    weighting: Literal["statistical", "none"] = Field(
+    weighting: Weighting = Field(
         "none",
         description="Weight of each value of y: its inverse noise variance, or 1, which converges much faster.",
     )
@@ -99,10 +97,10 @@ class ADMMTV(Solver[ADMMTVState]):
 
     def init(self, problem: Problem, rng: torch.Generator) -> ADMMTVState:
         operator, y, spacing = problem.operator, problem.y, problem.operator.grid.spacing
-        weights = self._weights(problem)
+        weights = weights_of(problem, self.settings.weighting)
         x = self._feasible(pseudoinverse(operator, y))
 
-        norm_squared = power_iteration(operator, iterations=POWER_ITERATIONS, weights=weights) ** 2
+        norm_squared = largest_eigenvalue(operator, weights)
         scale = per_item(norm_squared, x).to(x)
         back = operator.adjoint(weights * y) / scale
         data_hessian_x = operator.adjoint(weights * operator.forward(x)) / scale
@@ -114,7 +112,7 @@ class ADMMTV(Solver[ADMMTVState]):
         return ADMMTVState(x, z, torch.zeros_like(z), rho, data_hessian_x, back, norm_squared, transfer, far, far, 0)
 
     def step(self, problem: Problem, state: ADMMTVState, rng: torch.Generator) -> ADMMTVState:
-        spacing, weights = problem.operator.grid.spacing, self._weights(problem)
+        spacing, weights = problem.operator.grid.spacing, weights_of(problem, self.settings.weighting)
         scale, rho = per_item(state.norm_squared, state.x).to(state.x), per_item(state.rho, state.x).to(state.x)
         x, z, u = state.x, state.z, state.u
 
@@ -152,11 +150,6 @@ class ADMMTV(Solver[ADMMTVState]):
         primal, dual = float(state.primal.max()), float(state.dual.max())
         done = max(primal, dual) <= self.settings.tolerance
         return Progress(x, done, {"primal": primal, "dual": dual, "rho": float(state.rho.mean())})
-
-    def _weights(self, problem: Problem) -> Tensor:
-        if self.settings.weighting == "none":
-            return torch.ones_like(problem.y)
-        return problem.noise.inverse_variance(problem.y)
 
     def _feasible(self, x: Tensor) -> Tensor:
         return x.clamp_min(0) if self.settings.nonnegative else x

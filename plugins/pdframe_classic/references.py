@@ -83,3 +83,59 @@ ADMM = """
   doi = {10.1109/TMI.2011.2175233}
 }
 """
+
+SIRT = """
+@article{gregor2008computational,
+  title = {Computational Analysis and Improvement of {SIRT}},
+  author = {Gregor, Jens and Benson, Thomas},
+  journal = {IEEE Transactions on Medical Imaging},
+  volume = {27},
+  number = {7},
+  pages = {918--924},
+  year = {2008},
+  doi = {10.1109/TMI.2008.923696}
+}
+"""
+
+PRIMAL_DUAL = """
+@article{chambolle2011first,
+  title = {A First-Order Primal-Dual Algorithm for Convex Problems with Applications to Imaging},
+  author = {Chambolle, Antonin and Pock, Thomas},
+  journal = {Journal of Mathematical Imaging and Vision},
+  volume = {40},
+  number = {1},
+  pages = {120--145},
+  year = {2011},
+  doi = {10.1007/s10851-010-0251-1}
+}
+
+@inproceedings{pock2011diagonal,
+  title = {Diagonal Preconditioning for First Order Primal-Dual Algorithms in Convex Optimization},
+  author = {Pock, Thomas and Chambolle, Antonin},
+  booktitle = {International Conference on Computer Vision},
+  pages = {1762--1769},
+  year = {2011},
+  doi = {10.1109/ICCV.2011.6126441}
+}
+"""
+
+TIKHONOV = """
+@book{hansen2010discrete,
+  title = {Discrete Inverse Problems: Insight and Algorithms},
+  author = {Hansen, Per Christian},
+  publisher = {SIAM},
+  year = {2010},
+  doi = {10.1137/1.9780898718836}
+}
+
+@article{fessler1999conjugate,
+  title = {Conjugate-Gradient Preconditioning Methods for Shift-Variant {PET} Image Reconstruction},
+  author = {Fessler, Jeffrey A. and Booth, Scott D.},
+  journal = {IEEE Transactions on Image Processing},
+  volume = {8},
+  number = {5},
+  pages = {688--699},
+  year = {1999},
+  doi = {10.1109/83.760336}
+}
+"""

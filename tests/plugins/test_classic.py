@@ -7,14 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from pdframe_classic.admm_tv import POWER_ITERATIONS, ADMMTVConfig
+from pdframe_classic.admm_tv import ADMMTVConfig
 from pdframe_classic.circulant import filtered, gradient_transfer
+from pdframe_classic.data_term import largest_eigenvalue
 from pdframe_classic.direct import FBPConfig, FDKConfig
 from pdframe_classic.gradient import gradient, gradient_adjoint, total_variation
 from pdframe_classic.least_squares import CGLSConfig
+from pdframe_classic.pdhg_tv import PDHGTVConfig
 
 from pdframe.core.grid import Grid
-from pdframe.core.linalg import power_iteration
 from pdframe.core.noise import NoNoise, PhotonNoise
 from pdframe.core.operator import ForwardOperator, pseudoinverse
 from pdframe.core.problem import Problem
@@ -65,12 +66,19 @@ def test_the_laplacian_by_fft_is_right_away_from_the_border():
 # Total variation
 
 
-def test_tv_denoising_of_a_step_in_one_dimension_is_the_known_one():
+TV = {
+    "admm_tv": lambda **settings: ADMMTVConfig(**settings).build(),
+    "pdhg_tv": lambda **settings: PDHGTVConfig(**settings).build(),
+}
+
+
+@pytest.mark.parametrize("tv", TV)
+def test_tv_denoising_of_a_step_in_one_dimension_is_the_known_one(tv: str):
     """With A = I (L = 1) each side of the step moves towards the other by weight / (spacing * its length)."""
     grid = Grid((10,), (0.5,), unit="1")
     operator = MatrixOperator(torch.eye(10, dtype=torch.float64), grid, (10,))
     y = torch.tensor([1.0] * 4 + [3.0] * 6, dtype=torch.float64).reshape(1, 1, 10)
-    solver = ADMMTVConfig(weight=0.2, steps=2000, tolerance=1e-10).build()
+    solver = TV[tv](weight=0.2, steps=2000, tolerance=1e-10)
     got = solve(Problem(operator, y), solver)
     want = torch.tensor([1.0 + 0.4 / 4] * 4 + [3.0 - 0.4 / 6] * 6, dtype=torch.float64)
     assert got.status is Status.finished
@@ -78,15 +86,15 @@ def test_tv_denoising_of_a_step_in_one_dimension_is_the_known_one():
 
 
 def _objective(problem: Problem, weights: torch.Tensor, weight: float, x: torch.Tensor) -> float:
-    norm_squared = power_iteration(problem.operator, iterations=POWER_ITERATIONS, weights=weights) ** 2
-    data = (weights * (problem.operator.forward(x) - problem.y) ** 2).sum() / (2 * norm_squared)
+    scale = largest_eigenvalue(problem.operator, weights)
+    data = (weights * (problem.operator.forward(x) - problem.y) ** 2).sum() / (2 * scale)
     return float(data + weight * total_variation(x, problem.operator.grid.spacing))
 
 
 def _primal_dual(problem: Problem, weights: torch.Tensor, weight: float, iterations: int = 12000) -> torch.Tensor:
     """The same minimiser by Chambolle and Pock's algorithm 1 on dense NumPy matrices: no code shared."""
     grid, n = problem.operator.grid, problem.operator.grid.size
-    norm = float(power_iteration(problem.operator, iterations=POWER_ITERATIONS, weights=weights))
+    norm = float(largest_eigenvalue(problem.operator, weights)) ** 0.5
     root = weights.flatten().sqrt().numpy() / norm
     a, b = root[:, None] * problem.operator.matrix.numpy(), root * problem.y.flatten().numpy()
     index = np.arange(n).reshape(grid.shape)
@@ -112,13 +120,15 @@ def _primal_dual(problem: Problem, weights: torch.Tensor, weight: float, iterati
 
 
 @pytest.mark.parametrize("weighting", ["none", "statistical"])
-@pytest.mark.parametrize("weight", [1e-4, 1e-2])
-def test_admm_tv_reaches_the_minimiser(weight: float, weighting: str):
+@pytest.mark.parametrize(
+    ("tv", "weight", "tolerance"), [("admm_tv", 1e-4, 1e-5), ("admm_tv", 1e-2, 1e-5), ("pdhg_tv", 1e-2, 2e-5)]
+)
+def test_tv_reaches_the_minimiser(tv: str, weight: float, tolerance: float, weighting: str):
     problem = _problem(PhotonNoise(1000.0, 5.0))
     weights = torch.ones_like(problem.y)
     if weighting == "statistical":
         weights = problem.noise.inverse_variance(problem.y)
-    got = solve(problem, ADMMTVConfig(weight=weight, weighting=weighting, steps=3000, tolerance=1e-5).build())
+    got = solve(problem, TV[tv](weight=weight, weighting=weighting, steps=3000, tolerance=tolerance))
     best = _primal_dual(problem, weights, weight)
     want = _objective(problem, weights, weight, best)
     assert _objective(problem, weights, weight, got.x) == pytest.approx(want, rel=1e-4)
@@ -133,20 +143,29 @@ def test_admm_tv_costs_what_it_says():
     assert usage.adjoint_calls == inverse + 10 + 21
 
 
-def test_each_item_of_a_batch_is_solved_as_if_alone():
+def test_pdhg_tv_costs_what_it_says():
+    usage = solve(_problem(), PDHGTVConfig(steps=7, tolerance=0).build()).usage
+    inverse = 20  # the default pseudo-inverse: 20 steps of CGLS
+    assert usage.forward_calls == inverse + 11 + 7
+    assert usage.adjoint_calls == inverse + 8 + 7
+
+
+@pytest.mark.parametrize("tv", TV)
+def test_each_item_of_a_batch_is_solved_as_if_alone(tv: str):
     one = _problem()
     y = torch.cat([one.y, 3 * one.y.flip(2)])
-    solver = ADMMTVConfig(steps=20, tolerance=0).build()
+    solver = TV[tv](steps=20, tolerance=0)
     together = solve(dataclasses.replace(one, y=y), solver).x
     for i in range(2):
         alone = solve(dataclasses.replace(one, y=y[i : i + 1]), solver).x
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-8)
 
 
-def test_the_weight_means_the_same_for_any_scale_of_operator_and_dose():
+@pytest.mark.parametrize("tv", TV)
+def test_the_weight_means_the_same_for_any_scale_of_operator_and_dose(tv: str):
     problem = _problem()
     scaled = MatrixOperator(50.0 * problem.operator.matrix, GRID, problem.operator.data_shape)
-    solver = ADMMTVConfig(weight=1e-3, steps=200, tolerance=0).build()
+    solver = TV[tv](weight=1e-3, steps=200, tolerance=0)
     got = solve(Problem(scaled, 50.0 * problem.y), solver).x
     torch.testing.assert_close(got, solve(problem, solver).x, rtol=0, atol=1e-8)
 
