@@ -5,145 +5,141 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from pdframe_executors import ray as module
-from pdframe_executors.local import LocalConfig
 from pdframe_executors.ray import ClusterError, RayConfig, RayExecutor
+from toy_bench import SITE, lasting
 
 from pdframe import registry
+from pdframe.bench.config import Bench
+from pdframe.bench.driver import Driver
 from pdframe.bench.executor import Failure
-from pdframe.bench.job import Job, Outcome
-from pdframe.core.grid import Grid
-from pdframe.measure import digest
+from pdframe.bench.rows import read_row_files, read_rows
+from pdframe.bench.run import run_bench
 
 STORE_BYTES = 80 * 2**20
-
-#: A solver of a third party: it descends slowly, or ends its process, or never ends.
-ACME = """
-import os, signal, time
-from dataclasses import dataclass
-from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config, Entry, hookimpl
-
-@hookimpl
-def pdframe_register():
-    return [Entry("solver", "acme", "acme:AcmeConfig", "for a test")]
-
-class AcmeConfig(Config):
-    steps: int = 4
-    sleep_s: float = 0.0
-    crash: bool = False
-    def build(self):
-        return Acme(self)
-
-@dataclass(frozen=True)
-class Acme(Solver):
-    settings: AcmeConfig
-    @property
-    def total_steps(self):
-        return self.settings.steps
-    def init(self, problem, rng):
-        return 0, problem.operator.adjoint(problem.y) * 0
-    def step(self, problem, state, rng):
-        import torch
-        time.sleep(self.settings.sleep_s)
-        if self.settings.crash:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        i, x = state
-        gradient = problem.operator.adjoint(problem.operator.forward(x) - problem.y)
-        return i + 1, x - 1e-4 * gradient + 1e-6 * torch.randn(x.shape, generator=rng)
-    def view(self, state):
-        return Progress(state[1], state[0] >= self.settings.steps)
-"""
-
-
-def job(seed: int = 0, **settings: Any) -> bytes:
-    grid = Grid((4, 12, 10), (20.0, 20.0, 24.0))
-    table = {"name": "parallel_beam", "views": 6}
-    shape = registry.build("operator", "parallel_beam", grid=grid, views=6).data_shape
-    y = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(seed))
-    return Job(y, digest(y), grid, table, None, {"name": "acme", **settings}, seed, device="cpu").to_bytes()
-
-
-def told(result: bytes | Failure) -> Any:
-    """What a table would tell of a row, apart from seconds and the machine."""
-    if isinstance(result, Failure):
-        return result.kind
-    outcome = Outcome.from_bytes(result)
-    return outcome.status, outcome.reason, outcome.samples.numpy().tobytes(), outcome.usage[0].view_calls
+#: What this test is not about: Ray's own log reader and autoscaler, telemetry, a niceness of 15 for its workers.
+QUIET = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+linux = pytest.mark.skipif(sys.platform != "linux", reason="kills and /proc as Linux has them")
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory) -> Iterator[None]:
-    """The third party's solver, for this process and for every process that is started from here on."""
-    site = tmp_path_factory.mktemp("site")
-    info = site / "acme-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[pdframe]\nacme = acme\n")
-    (site / "acme.py").write_text(ACME)
+def ray_with_toys(toys: None) -> Iterator[Any]:
+    """Ray, whose processes, once started, find the toys."""
+    found = pytest.importorskip("ray", reason="ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # Ray's own choice is 15, which starves on a machine that does more
+        patch.setenv("RAY_worker_niceness", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.syspath_prepend(str(site))
-        registry.refresh()
-        yield
-    registry.refresh()
+        yield found
 
 
 @pytest.fixture
-def cluster(acme) -> Iterator[Any]:
+def cluster(ray_with_toys: Any) -> Iterator[Any]:
     """Two nodes of one CPU each, both on this machine, each with a raylet and an object store of its own."""
-    utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed")
-    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    node |= {"no_monitor": True, "include_log_monitor": False}  # neither autoscaling nor logs: two processes less each
-    found = utils.Cluster(initialize_head=True, head_node_args=node)
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, **QUIET}
+    found = Cluster(initialize_head=True, head_node_args={**node, "_system_config": SOON})
     found.second = found.add_node(**node)
     yield found
     found.shutdown()
 
 
+def workers_below(pid: int) -> list[int]:
+    """Processes below `pid` that work on a row."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            words = (stat.parent / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == pid:
+            found += (
+                [int(stat.parent.name)] if "pdframe.bench.worker" in words else workers_below(int(stat.parent.name))
+            )
+    return found
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [{**lasting(row), "timing": None} for row in read_row_files(folder)]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def until(holds: Callable[[], Any], words: str, seconds: float = 90.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, words
+        time.sleep(0.02)
+    return found
+
+
+@linux
 @pytest.mark.slow
-def test_a_node_is_killed_half_way_and_the_table_is_that_of_an_undisturbed_run(cluster, monkeypatch):
-    jobs = [(f"row {seed}", job(seed, sleep_s=0.3)) for seed in range(4)]
+def test_a_node_is_killed_half_way_and_the_table_is_that_of_an_undisturbed_run(
+    cluster: Any, make_bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raylet = cluster.second.all_processes["raylet"][0].process.pid
+    orphans: list[int] = []
+    finish, submit = Driver._finish, module._Flight.submit
     losses: list[int] = []
-    submit = module._Flight.submit
+
+    def finish_and_kill(driver: Driver, *row: Any) -> None:
+        finish(driver, *row)
+        if not orphans:
+            orphans.extend(until(lambda: workers_below(raylet), "the second node got no row"))
+            os.kill(raylet, signal.SIGKILL)
+
+    monkeypatch.setattr(Driver, "_finish", finish_and_kill)
     monkeypatch.setattr(module._Flight, "submit", lambda self, row: (losses.append(row.losses), submit(self, row)))
+    disturbed = make_bench(executor={"name": "ray", "address": cluster.address})
+    assert run_bench(disturbed, out_dir=tmp_path / "disturbed").ran == 4
+    assert sorted(losses) == [0, 0, 0, 0, 1]
+    until(lambda: all(map(gone, orphans)), "a row outlived its node")
 
-    results = []
-    for key, result in RayExecutor(RayConfig(address=cluster.address)).run(iter(jobs), timeout_s=100):
-        results.append((key, told(result)))
-        if len(results) == 1:
-            os.kill(cluster.second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-
-    assert any(losses), "no row was on the node that was killed"
-    assert Counter(key for key, _ in results) == Counter(key for key, _ in jobs)
-    undisturbed = {key: told(result) for key, result in LocalConfig(threads=1).build().run(jobs, timeout_s=100)}
-    assert dict(results) == undisturbed
-    assert {status for status, *_ in undisturbed.values()} == {"finished"}
+    monkeypatch.undo()
+    run_bench(make_bench(), out_dir=tmp_path / "undisturbed")
+    assert results(tmp_path / "disturbed") == results(tmp_path / "undisturbed")
+    for volume in (tmp_path / "undisturbed").glob("rows/*/*/volume.nii.gz"):
+        assert (
+            volume.read_bytes() == (tmp_path / "disturbed" / volume.relative_to(tmp_path / "undisturbed")).read_bytes()
+        )
 
 
+@linux
 @pytest.mark.slow
-def test_a_cluster_is_started_here_and_a_crash_or_a_hang_hurts_no_other_row(acme):
-    ray = pytest.importorskip("ray", reason="ray is not installed")
-    executor = RayExecutor(RayConfig(retries=0))
-    jobs = [("crash", job(crash=True)), ("hang", job(sleep_s=1000.0)), ("fine", job(1))]
-    found = dict(executor.run(jobs, timeout_s=25))
-    assert not ray.is_initialized()
-    assert {key: told(result) for key, result in found.items() if key != "fine"} == {
-        "crash": "crashed",
-        "hang": "timeout",
-    }
-    assert "SIGSEGV" in found["crash"].reason
-    assert told(found["fine"])[0] == "finished"
+def test_on_a_cluster_started_here_no_row_hurts_another(
+    ray_with_toys: Any, make_bench: Callable[..., Bench], tmp_path: Path
+):
+    want = {"fair": "finished", "crash": "crashed", "killed": "lost", "killed once": "finished"}
+    methods = [{"name": "toy_descent", "label": how, "how": how} for how in (*want, "hang")]
+    bench = {"method": methods, "seeds": [0], "executor": {"name": "ray", "retries": 1}}
+    with module._session("") as ray:  # an open session is used, and left open
+        run_bench(make_bench("timeout_s=1.5", **bench), out_dir=tmp_path, only=["hang"])
+        run_bench(make_bench(**bench), out_dir=tmp_path)
+        assert ray.is_initialized()
+    assert not ray_with_toys.is_initialized()
+    rows = {row["method"]: row for row in read_rows(tmp_path)}
+    assert {method: row["status"] for method, row in rows.items()} == {**want, "hang": "timeout"}
+    assert "SIGSEGV" in rows["crash"]["reason"] and not rows["fair"]["timing"]
+    assert rows["killed once"]["metrics"] == rows["fair"]["metrics"]
 
 
 class FakeRay:
