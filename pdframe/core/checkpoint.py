@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +81,9 @@ def _feed(digest: Any, thing: object) -> None:
     if isinstance(thing, Tensor):
         digest.update(f"{thing.dtype} {tuple(thing.shape)} ".encode())
         digest.update(thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(thing, np.ndarray) and not thing.dtype.hasobject:  # its repr leaves most of a long one out
+        digest.update(f"{thing.dtype} {thing.shape} ".encode())
+        digest.update(thing.tobytes())
     elif isinstance(thing, torch.nn.Module):
         _feed(digest, dict(thing.state_dict()))
     elif dataclasses.is_dataclass(thing):

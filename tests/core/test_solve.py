@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -393,6 +394,15 @@ def test_fingerprints_see_content_and_not_identity():
         copy.weight[0, 0] += 1
     assert fingerprint(net) != fingerprint(copy)
     assert fingerprint(torch.zeros(2, 3)) != fingerprint(torch.zeros(3, 2)) != fingerprint(torch.zeros(3, 2).double())
+
+
+def test_fingerprints_see_the_middle_of_a_long_array():
+    """NumPy prints a thousand values and more with an ellipsis."""
+    long = np.zeros((1000, 3))
+    changed = long.copy()
+    changed[500] = 1.0
+    assert repr(long) == repr(changed)
+    assert fingerprint(long) == fingerprint(long.copy()) != fingerprint(changed)
 
 
 # Posterior samples
