@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pdframe import registry
+from pdframe.bench.config import Bench
 from pdframe.config import Experiment, Sampling
 from pdframe.hooks import KINDS, Config
 from pdframe.train import Training
@@ -28,6 +29,7 @@ A path is relative to the folder of the TOML that holds it. Lengths are in mm, a
 
 WHAT = {
     Experiment: ("Experiment", "What `pdframe run` and `pdframe doctor` read."),
+    Bench: ("Bench", "What `pdframe bench` reads ([a fair bench](bench.md)); `extends` and `--set` as everywhere."),
     Sampling: ("Sampling", "What `pdframe sample` reads. `[prior]` is needed, in a TOML or by `--set prior.name=...`."),
     Training: ("Training", "What `pdframe train` reads."),
 }
@@ -43,6 +45,7 @@ PARTS = {
     "metrics": "a metric",
     "task": "a task",
     "nearest": "a dataset",
+    "executor": "an executor",
 }
 SOLVER_KEYS = """Every solver table, `[solver]` and each `[[compare]]`, also takes
 
@@ -133,7 +136,8 @@ def _default(value: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 def _referred(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
     """The table inside a value (or inside a list), if it is one."""
-    for place in (value, value.get("items") or {}, *value.get("allOf", ())):
+    choices = [v for v in value.get("anyOf", ()) if v.get("type") != "null"]  # an optional table is a choice of one
+    for place in (value, value.get("items") or {}, *value.get("allOf", ()), *(choices if len(choices) == 1 else ())):
         if "$ref" in place:
             found = definitions[place["$ref"].rsplit("/", 1)[1]]
             return found if "properties" in found else None
@@ -153,7 +157,13 @@ def _kind(value: dict[str, Any], definitions: dict[str, Any]) -> str:
         return " or ".join(kinds)
     if value.get("type") == "array":
         return _list_of(value, definitions)
-    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
+    words = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "`true` or `false`",
+        "object": "table",
+    }
     word = "path" if value.get("format") == "path" else words[value["type"]]
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {value[key]:g}" for key, sign in signs.items() if key in value]

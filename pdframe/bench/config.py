@@ -144,18 +144,19 @@ class Bench(FromFile):
     title: str = ""
     device: str = Field("auto", description='"auto", "cpu", "cuda"...')
     base: dict[str, Any] = Field({}, description="what all problems share: operator, noise, measurement, metrics")
-    problem: tuple[Problem, ...] = Field((Problem(),), min_length=1)
-    scan: tuple[Scan, ...] = Field(min_length=1)
+    problem: tuple[Problem, ...] = Field((Problem(),), min_length=1, description="default: one, [base] as it is")
+    scan: tuple[Scan, ...] = Field(min_length=1, description="the truths, apart for tuning and for testing")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="seed of a case: of its noise and of the solvers")
-    method: tuple[Method, ...] = Field(min_length=1)
+    method: tuple[Method, ...] = Field(min_length=1, description="what is compared")
     budget: Budget = Field(Budget(), description="limits of each solve, the same for all methods; none: to convergence")
     timeout_s: float = Field(3600.0, gt=0, description="wall clock after which a row is given up")
     memory_limit_gib: float | None = Field(None, gt=0, description="memory that a row may take; beyond it, it fails")
     curve_points: int = Field(16, ge=0, description="points of quality against cost for each row; 0: no curve")
     executor: ExecutorPart = Field(
-        default_factory=lambda: PartOf("executor").read({"name": "local"}), description="where the rows are run"
+        default_factory=lambda: PartOf("executor").read({"name": "local"}),
+        description="where the rows are run; default: local",
     )
-    tuning: Tuning | None = None
+    tuning: Tuning | None = Field(None, description="how settings are chosen; none: they are as written")
     quick: dict[str, Any] = Field({}, description="laid over the bench by --quick")
     smoke: dict[str, Any] = Field({}, description="laid over the bench by --smoke")
 

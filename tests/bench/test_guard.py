@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from pdframe.bench import worker
+from pdframe.bench import answer as module
+from pdframe.bench.answer import answer, curve_steps
 from pdframe.bench.case import FrozenCase, freeze, open_case
 from pdframe.bench.config import Bench
 from pdframe.bench.driver import Driver, RowPlan
 from pdframe.bench.job import Job, Outcome
-from pdframe.bench.worker import answer, curve_steps
+from pdframe.hooks import BackendMissing
 
 UNFAIR = {
     "random": "changed the global random state of random",
@@ -126,9 +127,9 @@ def test_seconds_and_memory_stop_too(limit: dict[str, float], ask: Ask):
 
 def test_a_missing_library_is_an_outcome_too(case: FrozenCase, ask: Ask, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
-        raise worker.BackendMissing("needs no_such_library")
+        raise BackendMissing("needs no_such_library")
 
-    monkeypatch.setattr(worker.solutions, "draw", refuse)
+    monkeypatch.setattr(module.solutions, "draw", refuse)
     outcome = ask("fair")
     assert (outcome.status, outcome.reason) == ("backend_missing", "BackendMissing: needs no_such_library")
 

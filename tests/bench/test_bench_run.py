@@ -1,0 +1,325 @@
+"""A bench from end to end, in real worker processes: what it leaves, what kills do to it, what can be joined."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+from click.testing import CliRunner
+from toy_bench import SITE, TABLE, lasting
+
+import pdframe
+from pdframe.bench import process
+from pdframe.bench.config import Bench, load_bench
+from pdframe.bench.job import Job
+from pdframe.bench.merge import merge
+from pdframe.bench.rows import read_row_files, read_rows
+from pdframe.bench.run import freeze_bench, run_bench
+from pdframe.cli import main
+from pdframe.core.problem import Problem
+from pdframe.lock import FolderBusy, only_one
+from pdframe.measure import digest
+from pdframe.mistakes import ConfigError
+
+Make = Callable[..., Bench]
+
+
+@pytest.fixture(scope="module")
+def finished(make_bench: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bench of the toys, run to its end."""
+    folder = tmp_path_factory.mktemp("bench") / "done"
+    assert run_bench(make_bench(), out_dir=folder).ran == 4
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [lasting(row) for row in read_row_files(folder)]
+
+
+def test_the_folder_holds_every_case_and_every_row(finished: Path):
+    cases = [f"all--head--s{seed}" for seed in (0, 1)]
+    want = {"bench.toml", "bench.json", *(f"truth/{case}.safetensors" for case in cases)}
+    want |= {f"cases/{case}/{name}" for case in cases for name in ("case.json", "measurement.safetensors")}
+    row = ("row.json", "trace.jsonl", "volume.nii.gz")
+    want |= {f"rows/{case}/{method}/{name}" for case in cases for method in ("descent", "short") for name in row}
+    assert set(everything(finished)) == want
+    assert json.loads((finished / "bench.json").read_text())["cases"] == cases
+
+
+def test_every_method_got_the_same_bytes_and_seeds_differ(finished: Path):
+    rows = read_rows(finished)
+    assert [(r["seed"], r["method"]) for r in rows] == [(s, m) for s in (0, 1) for m in ("Descent", "Short")]
+    assert rows[0]["y_sha256"] == rows[1]["y_sha256"] != rows[2]["y_sha256"] == rows[3]["y_sha256"]
+
+
+def test_a_row_says_what_was_done_and_what_it_cost(finished: Path):
+    row = read_rows(finished)[0]
+    assert (row["status"], row["estimate"], row["samples"], row["timing"]) == ("finished", "sample", 1, True)
+    assert row["config"]["name"] == "toy_descent" and row["config"]["steps"] == 6
+    assert row["usage"]["view_calls"] == 48 and row["usage"]["seconds"] > 0
+    assert row["command"].endswith("--only 'all--head--s0/descent'") and row["machine"]["torch"] == torch.__version__
+    steps = [point["step"] for point in row["curve"]]
+    assert steps == [1, 2, 3, 4, 5, 6] and row["curve"][2]["view_calls"] == 24
+    assert row["curve"][-1]["psnr_db"] == row["metrics"]["psnr_db"] and "ssim" not in row["curve"][0]
+    assert row["metrics"].keys() >= {"psnr_db", "ssim", "body_rmse_hu"} and row["calibration"] is None
+
+
+def test_a_row_is_what_the_same_solve_gives_here(finished: Path, make_bench: Make):
+    from pdframe.core.seeds import generator
+    from pdframe.core.solve import solve
+
+    bench = make_bench()
+    base, row = bench.problem_of("all"), read_rows(finished)[3]
+    item = bench.scan[0].dataset.build().load("shepp_logan")
+    operator, noise = base.operator.build(grid=item.grid), base.noise.build()
+    y = noise.sample(operator.forward(item.x), rng=generator(1, "noise"))
+    assert digest(y) == row["y_sha256"]
+    solver = bench.method[1].part("all").build(operator=operator)
+    solution = solve(Problem(operator, y, noise), solver, rng=generator(1, "sample", 0))
+    assert base.metrics.build().measure(solution.x, item.x)["psnr_db"] == pytest.approx(row["metrics"]["psnr_db"])
+
+
+def test_a_second_run_changes_nothing_and_says_so(finished: Path, make_bench: Make, capsys: pytest.CaptureFixture[str]):
+    before = everything(finished)
+    assert run_bench(make_bench(), out_dir=finished, console=True).ran == 0
+    assert everything(finished) == before
+    assert "all 4 rows were done before: nothing to do" in capsys.readouterr().out
+
+
+def test_the_resolved_bench_in_the_folder_is_the_same_bench(finished: Path):
+    again = load_bench(finished / "bench.toml")
+    assert run_bench(again, out_dir=finished).ran == 0
+
+
+def test_a_folder_in_use_is_refused(finished: Path, make_bench: Make):
+    with only_one(finished), pytest.raises(FolderBusy, match="in use by another process"):
+        run_bench(make_bench(), out_dir=finished)
+
+
+def test_other_cases_and_changed_methods_are_refused(copy: Path, make_bench: Make):
+    with pytest.raises(ConfigError, match="other problems, scans, seeds or budget"):
+        run_bench(make_bench("base.operator.views=5"), out_dir=copy)
+    with pytest.raises(ConfigError, match="other settings of 'Short'; give the changed method another label"):
+        run_bench(make_bench("method.1.steps=3"), out_dir=copy)
+    assert results(copy) == results(copy.parent / "copy")
+
+
+def test_a_damaged_case_is_refused(copy: Path, make_bench: Make):
+    truth = copy / "truth" / "all--head--s0.safetensors"
+    truth.write_bytes(truth.read_bytes()[:-1] + b"x")
+    shutil.rmtree(copy / "rows" / "all--head--s0" / "short")
+    with pytest.raises(ValueError, match="is not the truth that was frozen"):
+        run_bench(make_bench(), out_dir=copy)
+
+
+def test_what_a_killed_driver_left_half_written_is_put_right(copy: Path, make_bench: Make):
+    before = results(copy)
+    rows = copy / "rows" / "all--head--s0"
+    os.replace(rows / "short", rows / ".short.old")  # it was being replaced
+    (rows / ".short.new").mkdir()
+    (rows / ".short.new" / "trace.jsonl").write_text("torn")
+    assert run_bench(make_bench(), out_dir=copy).ran == 0
+    assert results(copy) == before and sorted(p.name for p in rows.iterdir()) == ["descent", "short"]
+
+
+def test_cases_can_be_frozen_alone_and_are_the_same(finished: Path, make_bench: Make, tmp_path: Path):
+    freeze_bench(make_bench(), out_dir=tmp_path / "frozen")
+    assert not (tmp_path / "frozen" / "rows").exists()
+    for path in (tmp_path / "frozen" / "cases").glob("*/measurement.safetensors"):
+        assert path.read_bytes() == (finished / path.relative_to(tmp_path / "frozen")).read_bytes()
+
+
+UNRULY = {
+    "fair": "finished",
+    "spy": "finished",
+    "buffers": "unfair",
+    "crash": "crashed",
+    "quit": "crashed",
+    "memory": "out_of_memory",
+    "killed": "lost",
+    "killed once": "finished",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills, faults and memory limits as Linux has them")
+def test_what_one_method_does_hurts_no_other(make_bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    methods = [{"name": "toy_descent", "label": how, "how": how} for how in (*UNRULY, "hang")]
+    absent = {"name": "toy_absent", "label": "absent"}
+    changes = {"method": [*methods, absent], "seeds": [0], "memory_limit_gib": 2.0}
+    changes["executor"] = {"name": "local", "workers": 2, "threads": 1}
+    run_bench(make_bench("timeout_s=1.5", **changes), out_dir=Path("bench"), only=["hang"])
+    assert run_bench(make_bench(**changes), out_dir=Path("bench")).ran == len(UNRULY) + 1
+    rows = {row["method"]: row for row in read_rows("bench")}
+    want = {**UNRULY, "hang": "timeout", "absent": "backend_missing"}
+    assert {method: row["status"] for method, row in rows.items()} == want
+    assert rows["hang"]["reason"] == "stopped at its limit of 1.5 s"
+    assert rows["crash"]["reason"] == "ended by SIGSEGV: Fatal Python error: Segmentation fault"
+    assert rows["quit"]["reason"].startswith("ended with exit code 7 and no outcome")
+    assert "allocate memory" in rows["memory"]["reason"] and "no_such_library" in rows["absent"]["reason"]
+    assert rows["killed"]["reason"] == "killed from outside by SIGKILL"
+    for row in rows.values():
+        assert bool(row["metrics"]) == (row["status"] == "finished") and not row["timing"]
+    # The spy takes what explains the data, if there is any; and a worker that was killed half-way gives the same bits.
+    for like_fair in ("spy", "killed once"):
+        assert rows[like_fair]["metrics"] == rows["fair"]["metrics"]
+    assert rows["killed once"]["usage"]["view_calls"] == rows["fair"]["usage"]["view_calls"] == 48
+    # What was not the method's doing is tried again; what was is not.
+    asked = run_bench(make_bench(**changes), out_dir=Path("bench"), only=["absent", "quit", "hang", "buffers"])
+    assert (asked.ran, asked.rows) == (1, 4)
+
+
+def test_the_spy_finds_a_truth_where_there_is_one(finished: Path, make_bench: Make, monkeypatch: pytest.MonkeyPatch):
+    from bench_toys_parts import seen
+
+    bench = make_bench()
+    item = bench.scan[0].dataset.build().load("shepp_logan")
+    operator = bench.problem_of("all").operator.build(grid=item.grid)
+    problem = Problem(operator, operator.forward(item.x))
+    assert torch.equal(next(seen(problem)), item.x)
+    del item
+    monkeypatch.chdir(finished)
+    assert next(seen(problem), None) is not None  # in the folder truth/
+
+
+def command(toml: Path, folder: Path) -> subprocess.Popen[bytes]:
+    paths = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pdframe", "bench", "run", str(toml), "--out", str(folder), "--only", "Short"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_driver_goes_on_and_ends_with_the_same_rows(finished: Path, make_bench: Make, tmp_path: Path):
+    toml, folder = tmp_path / "toys.toml", tmp_path / "killed"
+    toml.write_text(tomli_w.dumps(TABLE))
+    driver = command(toml, folder)
+    first = folder / "rows" / "all--head--s0" / "short" / "row.json"
+    while not first.is_file():
+        assert driver.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert len(read_rows(folder)) == 1
+    stamp = first.stat().st_mtime_ns
+    assert run_bench(load_bench(toml), out_dir=folder, only=["Short"]).ran == 1
+    assert first.stat().st_mtime_ns == stamp
+    want = [row for row in results(finished) if row["method"] == "Short"]
+    assert [{**row, "command": ""} for row in results(folder)] == [{**row, "command": ""} for row in want]
+    for row in want:
+        volume = Path("rows") / row["case"] / "short" / "volume.nii.gz"
+        assert (folder / volume).read_bytes() == (finished / volume).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_worker_ends_with_whoever_started_it(make_bench: Make, finished: Path, tmp_path: Path):
+    bench = make_bench(method=[{"name": "toy_descent", "label": "hang", "how": "hang"}])
+    case = bench.cases()[0]
+    from pdframe.bench.case import open_case
+    from pdframe.bench.driver import Driver, RowPlan
+
+    plan = RowPlan(case, bench.method[0].part("all"))
+    job: Job = Driver(bench, finished, bench.executor.build()).job(plan, open_case(bench, case, finished))
+    (tmp_path / "job").write_bytes(job.to_bytes())
+    code = (
+        "import sys, time; from pathlib import Path; from pdframe.bench.process import WorkerProcess\n"
+        f"w = WorkerProcess(Path({str(tmp_path / 'job')!r}).read_bytes(), 600); print(w.process.pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while _alive(worker):
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
+    process.WorkerProcess(job.to_bytes(), 600).stop()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_merging_what_two_machines_ran_gives_the_whole(finished: Path, tmp_path: Path):
+    parts = []
+    for name, gone in (("a", "descent"), ("b", "short")):
+        part = Path(shutil.copytree(finished, tmp_path / name))
+        shutil.rmtree(part / "rows" / "all--head--s1" / gone)
+        parts.append(part)
+    merged = merge(tmp_path / "whole", parts)
+    assert (merged.added, merged.known) == (4, 2)
+    assert results(tmp_path / "whole") == results(finished)
+    assert set(everything(tmp_path / "whole")) == set(everything(finished))
+    assert merge(tmp_path / "whole", parts).added == 0
+    assert merge(parts[0], parts[1:]).added == 1 and results(parts[0]) == results(finished)
+
+
+def change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "message"),
+    [
+        ("bench.json", {"bench_sha256": "other"}, "is of another bench than"),
+        ("cases/all--head--s1/case.json", {"y_sha256": "other"}, "case all--head--s1 has other values"),
+        ("rows/all--head--s1/short/row.json", {"config_sha256": "other"}, "was run with other settings than"),
+        ("rows/all--head--s1/short/row.json", {"status": "crashed", "rows": []}, "has another result than"),
+    ],
+)
+def test_a_contradiction_is_refused_before_a_file_moves(
+    path: str, changes: dict[str, Any], message: str, finished: Path, copy: Path, tmp_path: Path
+):
+    change(copy / path, **changes)
+    with pytest.raises(ConfigError, match=message):
+        merge(tmp_path / "whole", [finished, copy])
+    assert not list((tmp_path / "whole").iterdir())
+
+
+def test_a_row_that_was_lost_gives_way_to_one_that_ended(finished: Path, copy: Path, tmp_path: Path):
+    change(copy / "rows/all--head--s1/short/row.json", status="lost", rows=[], curve=[])
+    assert merge(copy, [finished]).added == 1
+    assert results(copy) == results(finished)
+    change(copy / "rows/all--head--s1/short/row.json", status="lost", rows=[], curve=[])
+    merge(tmp_path / "whole", [finished, copy])
+    assert results(tmp_path / "whole") == results(finished)
+
+
+def test_the_commands(finished: Path, copy: Path, tmp_path: Path):
+    (tmp_path / "toys.toml").write_text(tomli_w.dumps(TABLE))
+    done = CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--out", str(copy)])
+    assert done.exit_code == 0 and "nothing to do" in done.output
+    done = CliRunner().invoke(main, ["bench", "merge", str(copy), str(finished)])
+    assert done.exit_code == 0 and "0 rows joined" in done.output
+    done = CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--quick"])
+    assert done.exit_code == 2 and "there is no [quick] table" in done.stderr
+    assert pdframe.entries("executor")
