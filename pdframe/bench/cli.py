@@ -63,6 +63,19 @@ def run(
 
 
 @bench.command()
+@click.argument("toml", type=TOML)
+@overrides_option
+@out_option
+@variant_options
+def tune(toml: Path, overrides: tuple[str, ...], out_dir: Path | None, variant: str | None) -> None:
+    """Choose the settings of every method on the validation split, with equal effort, and lock them."""
+    from pdframe.bench.config import load_bench
+    from pdframe.bench.tune import tune_bench
+
+    tune_bench(load_bench(toml, overrides, variant or ""), out_dir=out_dir, variant=variant or "", console=True)
+
+
+@bench.command()
 @click.argument("into", type=FOLDER)
 @click.argument("sources", type=FOLDER, nargs=-1, required=True)
 def merge(into: Path, sources: tuple[Path, ...]) -> None:
@@ -71,6 +84,20 @@ def merge(into: Path, sources: tuple[Path, ...]) -> None:
 
     merged = join(into, sources)
     click.echo(f"{merged.added} rows joined into {merged.folder}; {merged.known} were there before or came twice")
+
+
+@bench.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--reference", default="", metavar="METHOD", help="Compare all others with it.  [default: the first]")
+@click.option("--metric", default="psnr_db", show_default=True, help="What the comparison is made in.")
+def report(folder: Path, reference: str, metric: str) -> None:
+    """Write report.html into the bench folder FOLDER, one page that opens offline, and table.csv, .md and .tex."""
+    from pdframe.bench.rows import read_rows
+    from pdframe.report.page import write_page
+    from pdframe.report.tables import write_tables
+
+    write_tables(folder, read_rows(folder), reference=reference, metric=metric)
+    click.echo(write_page(folder, folder / "report.html", reference=reference, metric=metric))
 
 
 @bench.command()

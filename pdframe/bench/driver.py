@@ -174,6 +174,7 @@ class Driver:
             "prior_sha256": outcome.prior_sha256,
             "status": outcome.status,
             "reason": outcome.reason,
+            "solver_seconds": sum(u.seconds for u in outcome.usage) if outcome.usage else None,
             "timing": self.executor.alone,
             "config": plan.config,
             "budget": self.bench.budget.model_dump(exclude_none=True),

@@ -1,7 +1,7 @@
 """The lock between tuning and testing: no test scan is opened before it is there, no tuning after a test row is.
 
-`tuning/lock.json` holds what tuning chose for every method and problem, and the hashes of what it was chosen for: the
-bench, the rules of tuning, each method's table, and the search log.
+`tuning/lock.json` holds what tuning chose for every method and problem, and the hashes of what it was chosen by: the
+bench, each method's table with the rules of tuning, and the search log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pdframe import runfolder
-from pdframe.bench.config import Bench, Method, bench_sha256, folder_of
+from pdframe.bench.config import Bench, Method, Range, bench_sha256, folder_of
 from pdframe.bench.rows import read_row_files
 from pdframe.config import table_sha256
 from pdframe.mistakes import ConfigError
@@ -29,7 +29,7 @@ def read_lock(bench: Bench, folder: Path) -> dict[str, Any] | None:
         return None
     if lock["sha256"] != _own_sha256(lock):
         raise ConfigError(f"{path}: was edited after tuning; tune again in a new folder")
-    if lock["bench_sha256"] != bench_sha256(bench) or lock["tuning_sha256"] != _tuning_sha256(bench):
+    if lock["bench_sha256"] != bench_sha256(bench):
         raise ConfigError(f"{path}: was tuned for another bench; choose another folder and tune there")
     log = folder / TUNING / LOG
     if not log.is_file() or hashlib.sha256(log.read_bytes()).hexdigest() != lock["log_sha256"]:
@@ -42,13 +42,10 @@ def write_lock(bench: Bench, folder: Path, chosen: Mapping[str, Mapping[str, Any
     assert bench.tuning is not None
     lock: dict[str, Any] = {
         "bench_sha256": bench_sha256(bench),
-        "tuning_sha256": _tuning_sha256(bench),
         "log_sha256": hashlib.sha256((folder / TUNING / LOG).read_bytes()).hexdigest(),
         "tuning": bench.tuning.model_dump(mode="json", exclude_none=True),
         "cases": [case.id for case in bench.cases("validation")],
-        "methods": {
-            m.label: {"method_sha256": _method_sha256(bench, m), "chosen": chosen[m.label]} for m in bench.method
-        },
+        "methods": {m.label: {"rules_sha256": rules_sha256(bench, m), "chosen": chosen[m.label]} for m in bench.method},
     }
     lock["sha256"] = _own_sha256(lock)
     runfolder.write_json(folder / TUNING / LOCK, lock)
@@ -74,13 +71,23 @@ def tuned(bench: Bench, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         known = lock["methods"].get(method.label)
         if known is None and not method.search:
             continue  # there is nothing about it to tune
-        if known is None or known["method_sha256"] != _method_sha256(bench, method):
-            what = "is not in the lock" if known is None else "was changed after tuning"
+        if known is None or known["rules_sha256"] != rules_sha256(bench, method):
+            what = "is not in the lock" if known is None else "or the [tuning] table was changed after tuning"
             raise ConfigError(
                 f"method {method.label!r} {what}: tune a new bench folder, or give it settings without `search`"
             )
-        nothing[method.label] |= {problem: found["settings"] for problem, found in known["chosen"].items()}
+        for problem, found in known["chosen"].items():
+            nothing[method.label][problem] = as_written(method, found["settings"])
     return nothing
+
+
+def as_written(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings out of a JSON file as the choices that the bench's TOML wrote: a path knows its folder again."""
+    found = {}
+    for key, value in settings.items():
+        choices = method.search[key]
+        found[key] = value if isinstance(choices, Range) else choices[choices.index(value)]
+    return found
 
 
 def refuse_after_test(folder: Path) -> None:
@@ -93,14 +100,12 @@ def refuse_after_test(folder: Path) -> None:
         )
 
 
-def _tuning_sha256(bench: Bench) -> str:
+def rules_sha256(bench: Bench, method: Method) -> str:
+    """Of all that the trials of a method depend on beside the bench: [tuning], and its whole table."""
     assert bench.tuning is not None
-    return table_sha256(bench.tuning.model_dump(mode="python", exclude_none=True), folder_of(bench))
-
-
-def _method_sha256(bench: Bench, method: Method) -> str:
-    """Of all that its rows depend on: solver, samples, search, `for`."""
-    return table_sha256(method.model_dump(mode="python", exclude_none=True, by_alias=True), folder_of(bench))
+    tables = {"tuning": bench.tuning, "method": method}
+    told = {name: table.model_dump(mode="python", exclude_none=True, by_alias=True) for name, table in tables.items()}
+    return table_sha256(told, folder_of(bench))
 
 
 def _own_sha256(lock: Mapping[str, Any]) -> str:

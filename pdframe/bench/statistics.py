@@ -49,7 +49,7 @@ def interval(values: Mapping[Case, float], *, level: float = 0.95, resamples: in
     """
     groups = _by_patient(values)
     facts = (len(groups), len({seed for _, seed in values}), len(values))
-    mean = float(torch.stack([group.mean() for group in groups]).mean())
+    mean = patient_mean(values)
     if len(values) == 1:
         return Interval(mean, None, None, *facts)
     units = len(groups) if len(groups) > 1 else len(values)
@@ -57,6 +57,11 @@ def interval(values: Mapping[Case, float], *, level: float = 0.95, resamples: in
     means = _resampled_means(groups, resamples)
     low, high = torch.quantile(means, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
     return Interval(mean, low, high, *facts)
+
+
+def patient_mean(values: Mapping[Case, float]) -> float:
+    """The mean over patients of their means over seeds; for a choice between settings, never for a table."""
+    return float(torch.stack([group.mean() for group in _by_patient(values)]).mean())
 
 
 def most_coverage(patients: int) -> float:

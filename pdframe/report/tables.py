@@ -8,7 +8,7 @@ from typing import Any
 
 from pdframe import runfolder
 from pdframe.bench.reach import Reach, reach
-from pdframe.bench.statistics import Interval, most_coverage
+from pdframe.bench.statistics import Case, Interval, interval, most_coverage
 from pdframe.bench.summary import CURRENCIES, Line, Summary, summarise
 from pdframe.report.markup import Grid, as_latex, as_markdown, csv_text
 
@@ -36,7 +36,7 @@ def write_tables(folder: Path, rows: Sequence[Row], *, reference: str = "", metr
     summary = summarise(rows, reference=reference, metric=metric)
     runfolder.write(folder / "table.csv", as_csv(summary))
     runfolder.write(folder / "cases.csv", cases_csv(rows))
-    grids = [*grids_of(summary), *reach_grids(rows, summary)]
+    grids = [*grids_of(summary), *reach_grids(rows, summary), *calibration_grids(rows)]
     runfolder.write(folder / "table.md", as_markdown(grids))
     runfolder.write(folder / "table.tex", as_latex(grids))
     return summary
@@ -97,6 +97,21 @@ def reach_grids(rows: Sequence[Row], summary: Summary, currency: str = "seconds"
     ]
     cells = [head, *(_reach_cells(line, currency) for line in found)]
     return [Grid("Cost to reach the reference", cells, notes + _timing_note(line.timing for line in found))]
+
+
+def calibration_grids(rows: Sequence[Row]) -> list[Grid]:
+    """Of each method that drew samples: its widest central interval, error against deviation, CRPS; over cases."""
+    found: dict[tuple[str, str], dict[Case, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("calibration"):
+            cases = found.setdefault((row["problem"], row["method"]), {})
+            cases[row["scan"], row["seed"]] = row["calibration"]
+    if not found:
+        return []
+    head = ["problem", "method", "samples", "interval, nominal", "truth within", "deviation / error", "CRPS", "cases"]
+    cells = [head, *(_calibration_cells(*key, cases) for key, cases in found.items())]
+    note = "Calibrated: the truth lies within as often as nominal, deviation / error is 1. CRPS in the volume's unit."
+    return [Grid("Calibration", cells, [note])]
 
 
 def as_csv(summary: Summary) -> str:
@@ -199,6 +214,19 @@ def _reach_cells(line: Reach, currency: str) -> list[str]:
     amount, speedup = within(line.amount), within(line.speedup)
     marked = [text if text == "-" else text + mark for text in (amount, speedup)]
     return [line.problem, line.method, f"{line.reached} of {line.cases}", *marked]
+
+
+def _calibration_cells(problem: str, method: str, cases: Mapping[Case, Mapping[str, Any]]) -> list[str]:
+    def over_cases(value: Callable[[Mapping[str, Any]], float | None]) -> Interval | None:
+        known = {case: v for case, told in cases.items() if (v := value(told)) is not None}
+        return interval(known) if known else None
+
+    first = next(iter(cases.values()))
+    observed = over_cases(lambda told: told["coverage"][0]["observed"])
+    skill, crps = over_cases(lambda told: told["spread_skill"]), over_cases(lambda told: told["crps"])
+    nominal = f"{first['coverage'][0]['nominal']:.3f}"
+    counted = "-" if crps is None else _counted(crps)
+    return [problem, method, str(first["samples"]), nominal, *map(within, (observed, skill, crps)), counted]
 
 
 def _flat(line: Line, summary: Summary, metrics: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from pdframe import runfolder
 from pdframe.bench.config import Bench, load_bench
@@ -33,7 +34,8 @@ def table(**more: Any) -> dict[str, Any]:
 
 def locked(folder: Path, bench: Bench) -> dict[str, Any]:
     runfolder.write(folder / TUNING / LOG, '{"trial": 0}\n')
-    return write_lock(bench, folder, {m.label: CHOSEN for m in bench.method})
+    nothing = {problem: {"settings": {}} for problem in CHOSEN}
+    return write_lock(bench, folder, {m.label: CHOSEN if m.search else nothing for m in bench.method})
 
 
 def test_the_test_split_stays_closed_until_tuning_has_ended(tmp_path):
@@ -60,9 +62,9 @@ def test_the_lock_names_its_cases_and_reads_back(tmp_path):
     ("change", "told"),
     [
         ({"seeds": [0, 1]}, "tuned for another bench"),
-        ({"tuning": {"trials": 3}}, "tuned for another bench"),
-        ({"method": [TV | {"steps": 5}, {"name": "fdk", "label": "FDK"}]}, "'TV' was changed after tuning"),
-        ({"method": [TV | {"search": {"weight": [1e-4]}}]}, "'TV' was changed after tuning"),
+        ({"tuning": {"trials": 3}}, "table was changed after tuning"),
+        ({"method": [TV | {"steps": 5}, {"name": "fdk", "label": "FDK"}]}, "'TV' or the .tuning. table was changed"),
+        ({"method": [TV | {"search": {"weight": [1e-4]}}]}, "'TV' or the .tuning. table was changed"),
         ({"method": [TV, TV | {"label": "other"}]}, "'other' is not in the lock"),
     ],
 )
@@ -76,6 +78,19 @@ def test_a_method_with_nothing_to_tune_may_join_later(tmp_path):
     locked(tmp_path, load_bench(table()))
     joined = table(method=[TV, {"name": "cgls", "label": "CGLS"}])
     assert tuned(load_bench(joined), tmp_path)["CGLS"] == {"few": {}, "many": {}}
+
+
+def test_a_chosen_file_is_found_from_the_folder_of_the_bench(tmp_path):
+    """In the log it is a text like any other; relative to the TOML it is a file."""
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there" / "bench.toml"
+    dds = {"name": "dds", "prior": {"name": "patch3d"}, "search": {"prior.weights": ["shipped", "./mine.safetensors"]}}
+    file.write_text(tomli_w.dumps(table(method=[dds])))
+    bench = load_bench(file)
+    runfolder.write(tmp_path / TUNING / LOG, '{"trial": 0}\n')
+    write_lock(bench, tmp_path, {"dds": {"few": {"settings": {"prior.weights": "./mine.safetensors"}}}})
+    chosen = tuned(bench, tmp_path)["dds"]["few"]
+    assert bench.method[0].part("few", chosen).prior.settings.weights == file.parent / "mine.safetensors"
 
 
 def test_neither_lock_nor_log_can_be_edited(tmp_path):

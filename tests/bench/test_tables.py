@@ -16,7 +16,7 @@ from pdframe.bench.reach import amount_to_reach, reach
 from pdframe.bench.statistics import interval, sign_flip_p
 from pdframe.bench.summary import Summary, summarise
 from pdframe.report.markup import Grid, as_latex, as_markdown
-from pdframe.report.tables import as_csv, cases_csv, grids_of, heading, number, write_tables
+from pdframe.report.tables import as_csv, calibration_grids, cases_csv, grids_of, heading, number, write_tables
 
 USAGE = {"network_flops": 3e12, "network_voxels": 2.5e8, "view_calls": 400, "seconds": 7.0, "peak_memory_bytes": 2e9}
 
@@ -251,6 +251,20 @@ def test_times_to_a_number():
     assert (blend.amount.mean, patch.amount.mean, patch.speedup) == (8.0, 1.0, None)
     with pytest.raises(ValueError, match="no row is of the method 'bland'"):
         reach(curves(), "bland")
+
+
+def test_calibration_has_intervals_over_cases():
+    def told(observed: float) -> dict[str, Any]:
+        return {"samples": 4, "coverage": [{"nominal": 0.6, "observed": observed}], "spread_skill": 0.9, "crps": 4e-4}
+
+    rows = [row("DDS", s, 0, 30.0, calibration=told(o)) for s, o in (("a", 0.5), ("b", 0.6))]
+    rows += [{**r, "estimate": "mean of 4", "samples": 4} for r in rows] + [row("TV", "a", 0, 29.0, calibration=None)]
+    (grid,) = calibration_grids(rows)
+    assert grid.cells[1:] == [
+        ["8 views", "DDS", "4", "0.600", "0.55 [0.5, 0.6]", "0.9 [0.9, 0.9]", "0.0004 [0.0004, 0.0004]"]
+        + ["2 patients x 1 seed"]
+    ]
+    assert calibration_grids(rows[-1:]) == []
 
 
 def test_all_tables_are_written_with_the_cost_to_reach(tmp_path: Path):
