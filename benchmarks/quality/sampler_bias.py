@@ -11,54 +11,68 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from pdframe_solvers.dds import DDSConfig
 
+import pdframe
 from pdframe.core.solve import solve
 from pdframe.testing.toys import GaussianToy, gaussian_toy
 
 SAMPLES = 2000
-SETTINGS: tuple[dict[str, object], ...] = (
-    {},
-    {"steps": 10},
-    {"steps": 100},
-    {"eta": 0.5},
-    {"eta": 1.0},
-    {"rounds": 2, "steps": 15},
-    {"discrepancy": 0.0},
-    {"discrepancy": 0.0, "cg": 3},
-    {"discrepancy": 0.0, "proximal": 1.0, "cg": 30},
-    {"discrepancy": 0.0, "proximal": 1.0, "cg": 30, "eta": 1.0},
-    {"discrepancy": 0.0, "proximal": 1.0, "cg": 30, "steps": 100},
-    {"discrepancy": 0.0, "proximal": 1.0, "cg": 30, "eta": 1.0, "steps": 100},
-    {"discrepancy": 0.0, "proximal": 0.3, "cg": 30},
+SETTINGS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("dds", {}),
+    ("dds", {"steps": 10}),
+    ("dds", {"steps": 100}),
+    ("dds", {"eta": 0.5}),
+    ("dds", {"eta": 1.0}),
+    ("dds", {"rounds": 2, "steps": 15}),
+    ("dds", {"discrepancy": 0.0}),
+    ("dds", {"discrepancy": 0.0, "cg": 3}),
+    ("dds", {"discrepancy": 0.0, "proximal": 1.0, "cg": 30}),
+    ("dds", {"discrepancy": 0.0, "proximal": 1.0, "cg": 30, "eta": 1.0}),
+    ("dds", {"discrepancy": 0.0, "proximal": 1.0, "cg": 30, "steps": 100}),
+    ("dds", {"discrepancy": 0.0, "proximal": 1.0, "cg": 30, "eta": 1.0, "steps": 100}),
+    ("dds", {"discrepancy": 0.0, "proximal": 0.3, "cg": 30}),
+    ("diffpir", {}),
+    ("diffpir", {"discrepancy": 0.0, "cg": 30}),
+    ("diffpir", {"discrepancy": 0.0, "cg": 30, "zeta": 1.0, "steps": 100}),
+    ("daps", {}),
+    ("daps", {"steps": 100}),
+    ("daps", {"draw": "langevin"}),
+    ("dps", {}),
+    ("dps", {"steps": 1000}),
+    ("dps", {"jacobian": "identity"}),
+    ("dps", {"jacobian": "identity", "steps": 1000}),
+    ("red_diff", {}),
+    ("red_diff", {"steps": 1000}),
+    ("admm", {}),
 )
 HEAD = """# How far samples are from the posterior
 
-DDS is an approximation: the data step replaces a draw from p(x0 | x_t, y) by a point. Where prior and noise are
-Gaussian the posterior is known, the denoiser exact, and the rest is the sampler's own error. Below: {samples} samples
-of `gaussian_toy` (64 voxels, 24 measurements with 0.05 of noise, smooth prior of deviation 0.5), settings that differ
-from the defaults, and over all voxels
+All samplers here are approximations: in `dds`, `diffpir` and `dps` a point stands for a draw from p(x0 | x_t, y), in
+`daps` a Gaussian of one width for p(x0 | x_t); `red_diff` and `admm` seek one volume, not samples. Where prior and
+noise are Gaussian the posterior is known, the denoiser exact, and the rest is the method's own error. Below: {samples}
+samples of `gaussian_toy` (64 voxels, 24 measurements with 0.05 of noise, smooth prior of deviation 0.5), settings that
+differ from the defaults, and over all voxels
 
 - bias: root mean square of (sample mean - posterior mean) / posterior deviation; exact samples have {floor:.2f},
 - spread: mean of sample deviation / posterior deviation; 1 is right, below 1 is too sure,
 - error: root mean square error of one sample, and of the samples' mean, against the truth. The posterior's mean has
   {best:.3f}, an exact sample {exact:.3f},
 - misfit: weighted mean squared residual at the end. Exact samples have {misfit:.2f},
-- operator calls: forward and adjoint, for one sample.
+- denoiser calls and operator calls (forward and adjoint), for one sample.
 
-| settings | bias | spread | error, one sample | error, mean | misfit | operator calls |
-|---|---|---|---|---|---|---|"""
+| solver | settings | bias | spread | error, one sample | error, mean | misfit | denoiser calls | operator calls |
+|---|---|---|---|---|---|---|---|---|"""
 FOOT = """
 Written by `benchmarks/quality/sampler_bias.py`. A deviation map made of such samples shows where the reconstruction is
 unsure, not by how much: read it as a lower bound unless `spread` was checked for the settings in use.
 """
 
 
-def measure(toy: GaussianToy, settings: dict[str, object], samples: int) -> dict[str, float]:
+def measure(toy: GaussianToy, name: str, settings: dict[str, object], samples: int) -> dict[str, float]:
     """Bias, spread, errors and misfit of `samples` draws, made in one batch: each item has its own noise."""
     y = toy.problem.y.expand(samples, *toy.problem.y.shape[1:]).clone()
     problem = dataclasses.replace(toy.problem, y=y)
-    solution = solve(problem, DDSConfig(nonnegative=False, **settings).build(prior=toy.prior))
+    solution = solve(problem, pdframe.build("solver", name, prior=toy.prior, nonnegative=False, **settings))
     sure = toy.posterior_covariance.diagonal().sqrt().reshape(toy.truth.shape)
     mean, deviation = solution.x.mean(0, keepdim=True), solution.x.std(0, keepdim=True)
     weights = problem.noise.inverse_variance(y)
@@ -68,6 +82,7 @@ def measure(toy: GaussianToy, settings: dict[str, object], samples: int) -> dict
         "error_sample": _rms(solution.x - toy.truth),
         "error_mean": _rms(mean - toy.truth),
         "misfit": float((weights * (y - problem.operator.forward(solution.x)) ** 2).mean()),
+        "network": solution.usage.network_calls / samples,
         "calls": (solution.usage.forward_calls + solution.usage.adjoint_calls) / samples,
     }
 
@@ -102,12 +117,12 @@ def main() -> None:
             misfit=truth["misfit"],
         )
     )
-    for settings in SETTINGS:
-        m = measure(toy, settings, SAMPLES)
+    for name, settings in SETTINGS:
+        m = measure(toy, name, settings, SAMPLES)
         words = ", ".join(f"{k} {v}" for k, v in settings.items()) or "(defaults)"
         print(
-            f"| {words} | {m['bias']:.2f} | {m['spread']:.2f} | {m['error_sample']:.3f} | {m['error_mean']:.3f} "
-            f"| {m['misfit']:.2f} | {m['calls']:.0f} |"
+            f"| `{name}` | {words} | {m['bias']:.2f} | {m['spread']:.2f} | {m['error_sample']:.3f} "
+            f"| {m['error_mean']:.3f} | {m['misfit']:.2f} | {m['network']:.0f} | {m['calls']:.0f} |"
         )
     print(FOOT, end="")
 

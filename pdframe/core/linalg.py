@@ -74,15 +74,17 @@ def cgls(
     *,
     iterations: int,
     x0: Tensor | None = None,
+    centre: Tensor | None = None,
     weights: Tensor | None = None,
     damping: float = 0.0,
     target: float | Tensor = 0.0,
 ) -> LeastSquares:
-    """Minimises |y - A x|_W^2 + damping |x - x0|^2 from x0 (or zero), without squaring the condition in the data term.
+    """Minimises |y - A x|_W^2 + damping |x - centre|^2, without squaring the condition in the data term.
 
-    The iterates are those of conjugate gradients on (A'WA + damping I) x = A'W y + damping x0 (Hestenes and
-    Stiefel 1952; Bjorck 1996, algorithm 7.4.1), but the data residual is at hand: an item stops when its misfit
-    |y - A x|_W^2 is at or below `target` (a number or one per item). `weights` is the diagonal of W, like y.
+    Starts at x0 (or zero), which is the centre too unless another is given. The iterates are those of conjugate
+    gradients on (A'WA + damping I) x = A'W y + damping centre (Hestenes and Stiefel 1952; Bjorck 1996, algorithm
+    7.4.1), but the data residual is at hand: an item stops when its misfit |y - A x|_W^2 is at or below `target` (a
+    number or one per item). `weights` is the diagonal of W, like y.
     Costs at most iterations + 1 forward and `iterations` adjoint calls (one forward fewer from zero).
     """
     start = y.new_zeros(*y.shape[:2], *operator.grid.shape) if x0 is None else x0
@@ -93,6 +95,10 @@ def cgls(
     if iterations < 1 or not bool(active.any()):
         return LeastSquares(x, misfit, 0)
     s = operator.adjoint(weigh(r))
+    if centre is None:
+        centre = start
+    elif damping:
+        s = s - damping * (start - centre)
     p, ss = s, dot(s, s)
     while True:
         q = operator.forward(p)
@@ -102,7 +108,7 @@ def cgls(
         active = active & (misfit > target) & (ss > 0)
         if done == iterations or not bool(active.any()):
             return LeastSquares(x, misfit, done)
-        s = operator.adjoint(weigh(r)) - damping * (x - start)
+        s = operator.adjoint(weigh(r)) - damping * (x - centre)
         ss, before = dot(s, s), ss
         p = s + per_item(_ratio(ss, before, active), p).to(p) * p
 

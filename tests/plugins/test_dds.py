@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from dense import EYE, ROWS, TOY, A, Y, krylov
 from pdframe_solvers.dds import DDSConfig
 
 from pdframe.core.noise import NoNoise, PhotonNoise
@@ -14,29 +15,12 @@ from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Status, posterior, solve
-from pdframe.testing.toys import GaussianPrior, gaussian_toy
-
-TOY = gaussian_toy()
-A = TOY.problem.operator.matrix
-N, ROWS = A.shape[1], A.shape[0]
-EYE = torch.eye(N, dtype=torch.float64)
-Y = TOY.problem.y.flatten()
+from pdframe.testing.toys import GaussianPrior
 
 
 def _solve(problem: Problem = TOY.problem, prior: Prior = TOY.prior, seed: int = 0, **settings: object):
     solver = DDSConfig(**{"nonnegative": False, **settings}).build(prior=prior)
     return solve(problem, solver, rng=generator(seed, "test"))
-
-
-def _krylov(h: torch.Tensor, start: torch.Tensor, right: torch.Tensor, iterations: int) -> torch.Tensor:
-    """What CG reaches: the minimiser of x'Hx/2 - b'x over start + span{r, Hr, ...}, by dense least squares."""
-    basis = torch.zeros(len(start), 0, dtype=start.dtype)
-    direction = right - h @ start
-    for _ in range(iterations):
-        basis, _ = torch.linalg.qr(torch.cat([basis, direction[:, None]], 1))
-        direction = h @ basis[:, -1]
-    reduced = torch.linalg.solve(basis.T @ h @ basis, basis.T @ (right - h @ start))
-    return start + basis @ reduced
 
 
 def _recursion(settings: DDSConfig, weights: torch.Tensor, noiseless: bool = False, seed: int = 0) -> torch.Tensor:
@@ -53,7 +37,7 @@ def _recursion(settings: DDSConfig, weights: torch.Tensor, noiseless: bool = Fal
         for k in range(settings.rounds):
             x0_hat = m + c @ torch.linalg.solve(c + sigma**2 * EYE, x - m)
             gamma = 0.0 if noiseless else settings.proximal * (1 / sigma**2 + 1 / d**2)
-            x0 = _krylov(h + gamma * EYE, x0_hat, back + gamma * x0_hat, settings.cg)
+            x0 = krylov(h + gamma * EYE, x0_hat, back + gamma * x0_hat, settings.cg)
             noise = math.sqrt(1 - settings.eta**2) * (x - x0_hat) / sigma + settings.eta * draw()
             following = x0 + sigma_next * noise
             if k + 1 < settings.rounds:

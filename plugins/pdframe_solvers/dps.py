@@ -1,0 +1,129 @@
+"""Diffusion posterior sampling (DPS; Chung et al., ICLR 2023, arXiv 2209.14687, algorithm 1) in variance-exploding
+form: x_t = x0 + sigma_t z is a VP sample divided by sqrt(abar_t).
+
+    for sigma_t in a falling ladder:
+        x0_hat = D(x_t, sigma_t)                                                           Tweedie, equation 10
+        x_s    = x0_hat + q (x_t - x0_hat) + sigma_s sqrt(1 - q) z,  q = (sigma_s / sigma_t)^2     ancestral step
+        f      = |y - A x0_hat|_W,   g = the gradient of f in x_t, through x0_hat
+        x_s    = x_s - zeta (f - f*) / max(|g|^2, j^2 L / 10) g                            guidance
+
+The paper's guidance is zeta g with a zeta tuned for each task, since a step of fixed length is too long or too short as
+soon as the operator, the noise or the number of views changes. Here its length is Polyak's (1969): how far f lies above
+its value at the truth, f* = sqrt(number of data), over |g|^2. So the operator's scale drops out, and at the noise level
+the pull ends. The floor under |g|^2 keeps the step finite where data and model disagree by more than the noise and g
+fades before f reaches f*: L is the largest eigenvalue of A'WA, and j = d^2 / (d^2 + sigma^2) the slope of the denoiser
+of a white prior of deviation d. A tenth: with the whole of L the step is that of plain gradient descent, too slow for the
+high frequencies of a scan. Statistical weights make it slower still (the air around a body outweighs it), so that the
+default has none.
+
+The gradient through the prior is a vector-Jacobian product, J' A'W (A x0_hat - y) / f; `jacobian = "identity"` leaves J
+out (as in SDS and MPGD): no back-propagation, a third of the cost, and j = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pdframe.core.linalg import dot
+from pdframe.core.prior import Prior, per_item
+from pdframe.core.problem import Problem
+from pdframe.core.seeds import normal
+from pdframe.core.solver import Progress, Solver
+from pdframe.hooks import Config
+from pdframe_solvers.data_term import Weighting, data_term
+from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
+from pdframe_solvers.start import Start, starting_volume
+
+
+class DPSConfig(Config):
+    """Settings of `dps`. Noise levels are in units of the prior's standard deviation of one voxel. Per step one forward
+    and one adjoint call, and with `jacobian = "exact"` three times the network operations of one `denoise`."""
+
+    steps: Steps = 100
+    sigma_max: SigmaMax = 10.0
+    sigma_min: SigmaMin = 0.02
+    rho: Rho = 7.0
+    start: Start = "noise"
+    zeta: float = Field(1.0, ge=0, description="Length of the guidance step, as a multiple of Polyak's.")
+    jacobian: Literal["exact", "identity"] = Field(
+        "exact", description="Gradient through the prior, or with its Jacobian taken for the identity."
+    )
+    weighting: Weighting = "none"
+    nonnegative: bool = Field(True, description="Set negative voxels of the estimate to 0.")
+
+    def build(self, prior: Prior) -> DPS:
+        return DPS(prior, self)
+
+
+@dataclass(frozen=True)
+class DPSState:
+    """x: the noisy volume at the level of the next step. x0: the last denoised one, at the end x.
+
+    norm_squared: of W^(1/2) A, (batch,). misfit: of the last x0_hat, in units of the noise variance, mean over y.
+    """
+
+    x: Tensor
+    x0: Tensor
+    norm_squared: Tensor
+    step: int
+    sigma: float
+    misfit: float
+
+
+@dataclass(frozen=True)
+class DPS(Solver[DPSState]):
+    """DPS on the noise ladder of its settings; see the head of this file for the algorithm."""
+
+    prior: Prior
+    settings: DPSConfig
+
+    FLOOR = 0.1
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.steps
+
+    def init(self, problem: Problem, rng: torch.Generator) -> DPSState:
+        s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
+        x0 = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
+        norm_squared = data_term(problem, s.weighting).curvature()
+        return DPSState(x0 + sigma * normal(x0, rng), x0, norm_squared, 0, sigma, math.nan)
+
+    def step(self, problem: Problem, state: DPSState, rng: torch.Generator) -> DPSState:
+        s, x, deviation = self.settings, state.x, self.prior.deviation
+        sigma, sigma_next = noise_levels(s, self.prior)[state.step : state.step + 2]
+        data = data_term(problem, s.weighting)
+
+        # Tweedie, and the gradient of f.
+        with torch.set_grad_enabled(s.jacobian == "exact"):
+            seen = x.detach().requires_grad_(s.jacobian == "exact")
+            tracked = self.prior.denoise(seen, x.new_full((len(x),), sigma), rng=rng)
+        x0_hat = tracked.detach()
+        slope, square = data.slope(x0_hat)
+        f = square.sqrt()
+        g = slope / per_item(f.clamp_min(1e-30), slope).to(slope)
+        j = 1.0
+        if s.jacobian == "exact":
+            (g,) = torch.autograd.grad(tracked, seen, g)
+            j = 1 / (1 + (sigma / deviation) ** 2)
+
+        # Ancestral step, and guidance.
+        q = (sigma_next / sigma) ** 2
+        x_next = x0_hat + q * (x - x0_hat) + sigma_next * math.sqrt(1 - q) * normal(x, rng)
+        least = self.FLOOR * j**2 * state.norm_squared
+        length = s.zeta * (f - math.sqrt(data.floor)).clamp_min(0) / torch.maximum(dot(g, g), least)
+        x_next = x_next - per_item(length, g).to(g) * g
+
+        x0 = x_next if sigma_next == 0 else x0_hat
+        return DPSState(x_next, x0, state.norm_squared, state.step + 1, sigma, float(square.mean()) / data.values)
+
+    def view(self, state: DPSState) -> Progress:
+        stats = {"sigma": state.sigma, "misfit": state.misfit} if state.step else {}
+        x0 = state.x0.clamp_min(0) if self.settings.nonnegative else state.x0
+        return Progress(x0, state.step == self.settings.steps, stats)

@@ -1,0 +1,36 @@
+"""The falling noise levels that the diffusion solvers share; each sets the numbers, and their defaults, for itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+from pydantic import Field
+
+from pdframe.core.prior import Prior
+from pdframe.core.schedule import edm_sigmas
+
+Steps = Annotated[int, Field(ge=1, description="Noise levels on the way from sigma_max to 0.")]
+SigmaMax = Annotated[float, Field(gt=0, description="First noise level, in prior deviations.")]
+SigmaMin = Annotated[float, Field(gt=0, description="Last noise level above 0, in prior deviations.")]
+Rho = Annotated[float, Field(gt=0, description="Curvature of the ladder (EDM): larger spends more steps at low noise.")]
+
+
+class Ladder(Protocol):
+    """Settings with a ladder among them."""
+
+    steps: int
+    sigma_max: float
+    sigma_min: float
+    rho: float
+
+
+def noise_levels(settings: Ladder, prior: Prior) -> tuple[float, ...]:
+    """`steps` levels in the unit of x, falling, and 0 after them (Karras et al. 2022, equation 5).
+
+    In the settings they are multiples of the prior's deviation, so that they carry over between priors and units;
+    here they are clipped to the range that the prior was made for.
+    """
+    lowest, highest = prior.sigma_range
+    sigma_max = min(settings.sigma_max * prior.deviation, highest)
+    sigma_min = min(max(settings.sigma_min * prior.deviation, lowest), sigma_max)
+    return (*edm_sigmas(sigma_max, sigma_min, settings.steps, settings.rho), 0.0)

@@ -1,0 +1,228 @@
+"""Each diffusion solver against its own recursion, written again with dense matrices, or against a closed form."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from dense import DEVIATION, EYE, MEAN, ROWS, SHAPE, TOY, A, W, Y, denoised, draws, krylov, levels, shrinkage
+from pdframe_solvers.admm import ADMMConfig
+from pdframe_solvers.daps import DAPSConfig
+from pdframe_solvers.dds_ztv import DDSZTVConfig
+from pdframe_solvers.diffpir import DiffPIRConfig
+from pdframe_solvers.dps import DPSConfig
+from pdframe_solvers.red_diff import REDDiffConfig
+
+from pdframe.core.linalg import power_iteration
+from pdframe.core.noise import NoNoise
+from pdframe.core.operator import pseudoinverse
+from pdframe.core.problem import Problem
+from pdframe.core.seeds import generator
+from pdframe.core.solve import Solution, Status, solve
+from pdframe.hooks import Config
+from pdframe.testing.toys import GaussianPrior, gaussian_toy, smooth_covariance
+
+H, BACK = W * A.T @ A, W * A.T @ Y
+LADDER = {"steps": 5, "sigma_max": 4.0, "sigma_min": 0.1, "rho": 5.0}
+
+
+def _solve(config: Config, problem: Problem = TOY.problem, seed: int = 0) -> Solution:
+    return solve(problem, config.build(prior=TOY.prior), rng=generator(seed, "test"))
+
+
+def _agree(config: Config, want: torch.Tensor) -> None:
+    got = _solve(config)
+    assert got.status is Status.finished
+    torch.testing.assert_close(got.x, want.reshape(SHAPE), rtol=0, atol=1e-6)
+
+
+def _curvature() -> float:
+    """Largest eigenvalue of H as the solvers estimate it, from below."""
+    weights = torch.full_like(TOY.problem.y, W)
+    largest = float(power_iteration(TOY.problem.operator, iterations=8, weights=weights)[0]) ** 2
+    assert largest == pytest.approx(float(torch.linalg.eigvalsh(H)[-1]), rel=0.05)
+    return largest
+
+
+@pytest.mark.parametrize("changes", [{"cg": 3}, {"cg": 60, "strength": 0.2, "zeta": 1.0}])
+def test_diffpir_is_its_recursion(changes: dict):
+    config = DiffPIRConfig(**LADDER, nonnegative=False, discrepancy=0.0, **changes)
+    draw, ladder = draws(), levels(**LADDER)
+    x = MEAN + ladder[0] * draw()
+    for sigma, after in zip(ladder, ladder[1:], strict=False):
+        x0_hat, rho = denoised(x, sigma), config.strength / sigma**2
+        h, right = H + rho * EYE, BACK + rho * x0_hat
+        x0 = krylov(h, x0_hat, right, config.cg) if config.cg < ROWS else torch.linalg.solve(h, right)
+        noise = math.sqrt(1 - config.zeta) * (x - x0) / sigma + math.sqrt(config.zeta) * draw()
+        x = x0 + after * noise
+    _agree(config, x)
+
+
+@pytest.mark.parametrize("jacobian", ["exact", "identity"])
+def test_dps_is_its_recursion(jacobian: str):
+    config = DPSConfig(**LADDER, nonnegative=False, jacobian=jacobian, zeta=0.7)
+    draw, ladder, largest = draws(), levels(**LADDER), _curvature()
+    x = MEAN + ladder[0] * draw()
+    for sigma, after in zip(ladder, ladder[1:], strict=False):
+        x0_hat = denoised(x, sigma)
+        f = math.sqrt(W) * float((Y - A @ x0_hat).norm())
+        g, j = W * A.T @ (A @ x0_hat - Y) / f, 1.0
+        if jacobian == "exact":
+            g, j = shrinkage(sigma).T @ g, DEVIATION**2 / (DEVIATION**2 + sigma**2)
+        q = after**2 / sigma**2
+        x = x0_hat + q * (x - x0_hat) + after * math.sqrt(1 - q) * draw()
+        x = x - 0.7 * max(f - math.sqrt(ROWS), 0) / max(float(g @ g), 0.1 * j**2 * largest) * g
+    _agree(config, x)
+
+
+def test_the_guidance_of_dps_does_not_know_the_scale_of_the_operator():
+    """y, A and the noise in another unit: the same steps. At the noise level there is no pull."""
+    scaled = dataclasses.replace(TOY.problem.operator, matrix=1000 * A)
+    noise = dataclasses.replace(TOY.problem.noise, deviation=1000 * TOY.problem.noise.deviation)
+    problem = Problem(scaled, 1000 * TOY.problem.y, noise)
+    config = DPSConfig(**LADDER)
+    torch.testing.assert_close(_solve(config, problem).x, _solve(config).x, rtol=0, atol=1e-9)
+
+    loud = dataclasses.replace(TOY.problem, noise=dataclasses.replace(TOY.problem.noise, deviation=100.0))
+    torch.testing.assert_close(_solve(config, loud).x, _solve(DPSConfig(**LADDER, zeta=0.0), loud).x, rtol=0, atol=0)
+
+
+def test_the_gradient_of_dps_goes_through_the_prior_and_is_counted():
+    exact, free = (_solve(DPSConfig(**LADDER, jacobian=j)).usage for j in ("exact", "identity"))
+    assert exact.network_calls == free.network_calls == LADDER["steps"]
+    assert exact.network_voxels == 3 * free.network_voxels
+    assert exact.view_calls == free.view_calls
+
+
+def test_red_diff_is_its_recursion_with_the_adam_of_torch():
+    config = REDDiffConfig(**LADDER, nonnegative=False, rate=0.1)
+    draw, largest = draws(), _curvature()
+    start = pseudoinverse(TOY.problem.operator, TOY.problem.y).flatten()
+    mu = (start / DEVIATION).clone().requires_grad_()
+    adam = torch.optim.Adam([mu], lr=0.1, betas=(0.9, 0.99), eps=1e-8)
+    for sigma in levels(**LADDER)[:-1]:
+        x = mu.detach() * DEVIATION
+        x0_hat = denoised(x + sigma * draw(), sigma)
+        mu.grad = (W * A.T @ (A @ x - Y) / largest + 0.25 * (x - x0_hat)) / DEVIATION
+        adam.step()
+    _agree(config, mu.detach() * DEVIATION)
+
+
+@pytest.mark.parametrize("kind", ["exact", "langevin"])
+def test_daps_is_its_recursion(kind: str):
+    config = DAPSConfig(**LADDER, nonnegative=False, draw=kind, ode=3, cg=60, langevin=4, rate=0.3)
+    draw, ladder, largest = draws(), levels(**LADDER), _curvature()
+    x = MEAN + ladder[0] * draw()
+    for sigma, after in zip(ladder, ladder[1:], strict=False):
+        x0_hat = x
+        flow = levels(3, sigma / DEVIATION, LADDER["sigma_min"], LADDER["rho"])
+        for s, t in zip(flow, flow[1:], strict=False):
+            x0_hat = x0_hat + (t - s) / s * (x0_hat - denoised(x0_hat, s))
+        precision = 1 / sigma**2 + 1 / DEVIATION**2
+        if kind == "exact":
+            centre = x0_hat + precision**-0.5 * draw()
+            y = Y + W**-0.5 * draw(ROWS)
+            x0 = torch.linalg.solve(H + precision * EYE, W * A.T @ y + precision * centre)
+        else:
+            x0, h = x0_hat, 0.3 / (largest + precision)
+            for _ in range(4):
+                x0 = x0 - h * (H @ x0 - BACK + precision * (x0 - x0_hat)) + math.sqrt(2 * h) * draw()
+        x = x0 + after * draw() if after else x0
+    _agree(config, x)
+
+
+def test_an_exact_draw_of_daps_has_the_law_that_langevin_steps_tend_to():
+    """One level, no flow: draws of N(x0_hat, r^2 I) p(y | x) in closed form."""
+    items = 4000
+    y = TOY.problem.y.expand(items, 1, ROWS).clone()
+    config = DAPSConfig(steps=1, ode=1, sigma_max=0.5, sigma_min=0.5, cg=60, nonnegative=False)
+    solver = config.build(prior=TOY.prior)
+    rng, sigma = generator(0, "law"), 0.5 * DEVIATION
+    state = solver.init(dataclasses.replace(TOY.problem, y=y), rng)
+    same = dataclasses.replace(state, x=state.x[:1].expand_as(state.x).clone())
+    drawn = solver.step(dataclasses.replace(TOY.problem, y=y), same, rng).x0.flatten(1)
+
+    precision = 1 / sigma**2 + 1 / DEVIATION**2
+    covariance = torch.linalg.inv(H + precision * EYE)
+    mean = covariance @ (BACK + precision * denoised(state.x[0].flatten(), sigma))
+    root = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    white = (drawn - mean) @ root  # standard normal, if the law is right
+    assert float(white.mean(0).abs().max()) < 5 / math.sqrt(items)
+    spread = white.T @ white / items - EYE
+    assert float(spread.abs().max()) < 6 * math.sqrt(2 / items)
+
+
+def test_langevin_draws_without_a_noise_model_are_refused():
+    with pytest.raises(ValueError, match="need a noise model"):
+        _solve(DAPSConfig(draw="langevin"), dataclasses.replace(TOY.problem, noise=NoNoise()))
+
+
+@pytest.mark.parametrize("changes", [{"cg": 3}, {"cg": 4, "penalty": 0.3, "threshold": 0.2, "eta": 0.2}])
+def test_dds_ztv_is_its_recursion(changes: dict):
+    config = DDSZTVConfig(**LADDER, nonnegative=False, **changes)
+    draw, ladder, largest = draws(), levels(**LADDER), _curvature()
+    d_z = torch.kron(torch.eye(4).diff(dim=0).double(), torch.eye(16, dtype=torch.float64))
+    x, d, u = MEAN + ladder[0] * draw(), torch.zeros(48).double(), torch.zeros(48).double()
+    for sigma, after in zip(ladder, ladder[1:], strict=False):
+        x0_hat = denoised(x, sigma)
+        right = BACK / largest + config.penalty * d_z.T @ (d - u)
+        x0 = krylov(H / largest + config.penalty * d_z.T @ d_z, x0_hat, right, config.cg)
+        v = d_z @ x0 + u
+        d = torch.nn.functional.softshrink(v, config.threshold * DEVIATION)
+        u = v - d
+        noise = math.sqrt(1 - config.eta**2) * (x - x0_hat) / sigma + config.eta * draw()
+        x = x0 + after * noise
+    _agree(config, x)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_admm_converges_to_the_most_likely_volume(strength: float):
+    """Its denoiser is the proximal map of a Gaussian prior, of weight `strength`: the limit is known."""
+    toy = gaussian_toy(shape=(3, 3, 3), rows=10, noise=0.2)
+    prior = GaussianPrior(1.0, smooth_covariance(toy.problem.operator.grid, 0.5, 0.6))
+    config = ADMMConfig(
+        steps=500, anneal=3, sigma_max=2.0, sigma_min=0.5, strength=strength, cg=12, tolerance=1e-9, nonnegative=False
+    )
+    got = solve(toy.problem, config.build(prior=prior))
+    assert got.status is Status.finished and len(got.trace) > 5
+
+    a, y, precision = toy.problem.operator.matrix, toy.problem.y.flatten(), 1 / 0.2**2
+    h = precision * a.T @ a + strength * torch.linalg.inv(prior.covariance)
+    want = 1.0 + torch.linalg.solve(h, precision * a.T @ (y - a.sum(1)))
+    torch.testing.assert_close(got.x, want.reshape(got.x.shape), rtol=0, atol=1e-6)
+
+
+def test_admm_says_when_it_has_not_converged():
+    got = _solve(ADMMConfig(steps=4, anneal=2, tolerance=1e-10))
+    assert got.status is Status.step_limit
+    assert got.trace[-1]["primal"] > 1e-10
+
+
+@pytest.mark.parametrize("config", [DiffPIRConfig(cg=40), DAPSConfig(cg=40), DPSConfig(steps=60), ADMMConfig(cg=40)])
+def test_without_noise_the_data_are_met(config: Config):
+    problem = dataclasses.replace(TOY.problem, noise=NoNoise())
+    got = _solve(config.model_copy(update={"nonnegative": False}), problem)
+    left = float((problem.operator.forward(got.x) - problem.y).norm() / problem.y.norm())
+    start = float((problem.operator.forward(torch.full(SHAPE, MEAN).double()) - problem.y).norm() / problem.y.norm())
+    assert left < start / 10
+
+
+SAMPLERS = [DPSConfig(), DPSConfig(jacobian="identity"), DiffPIRConfig(), DAPSConfig(), DAPSConfig(draw="langevin")]
+
+
+@pytest.mark.parametrize("config", SAMPLERS, ids=lambda c: f"{type(c).__name__}-{len(c.model_fields_set)}")
+def test_samples_are_near_the_posterior_and_their_bias_is_recorded(config: Config, record_property):
+    """All samplers here are biased; this bounds by how much. docs/math/sampler-bias.md has the full table."""
+    items = 200
+    problem = dataclasses.replace(TOY.problem, y=TOY.problem.y.expand(items, 1, ROWS).clone())
+    x = _solve(config.model_copy(update={"nonnegative": False}), problem).x
+    sure = TOY.posterior_covariance.diagonal().sqrt().reshape(SHAPE)
+    bias = float(((x.mean(0, keepdim=True) - TOY.posterior_mean) / sure).square().mean().sqrt())
+    spread = float((x.std(0, keepdim=True) / sure).mean())
+    record_property("bias_in_posterior_deviations", bias)
+    record_property("spread_over_posterior_deviation", spread)
+    prior_bias = float(((MEAN - TOY.posterior_mean) / sure).square().mean().sqrt())
+    assert bias < prior_bias * 0.7
+    assert 0.8 < spread < 1.4
