@@ -6,23 +6,27 @@ import base64
 import copy
 import json
 import re
+import shutil
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from demo import METHODS, PROBLEMS, hounsfield
 
 from pdframe.bench.rows import read_rows
 from pdframe.cite import references
+from pdframe.cli import main
 from pdframe.ct.nifti import read_nifti
 from pdframe.report import volumes
 from pdframe.report.element import Markup, join, tag
-from pdframe.report.page import write_page
+from pdframe.report.page import SCRIPTS, write_page
 from pdframe.report.tables import within
 from pdframe.report.volumes import LADDER, Reduction, Shown, embed, pack
 
+ROOT = Path(__file__).parents[2]
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'&"
 
 
@@ -76,6 +80,13 @@ def page(demo_folder, tmp_path_factory) -> str:
     assert write_page(demo_folder, path) == path
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     return path.read_text()
+
+
+def test_what_the_page_is_made_of_is_in_the_wheel():
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
+    packed = {f.distribution_path for f in wheel.WheelBuilder(str(ROOT)).recurse_included_files()}
+    for name in ("page.html", "viewer.html", "page.css", *SCRIPTS):
+        assert f"pdframe/report/{name}" in packed, name
 
 
 def test_text_and_attributes_are_escaped_and_markup_is_not():
@@ -156,6 +167,17 @@ def test_strings_of_a_bench_cannot_become_markup(demo_folder, page, tmp_path):
         a for n, a in Page(plain).elements if n in ("script", "style")
     ]
     assert EVIL in Page(text).text and EVIL in json.dumps(data_of(text), ensure_ascii=False).replace('\\"', '"')
+
+
+def test_the_command_writes_the_page_and_the_tables(demo_folder, tmp_path):
+    folder = shutil.copytree(demo_folder, tmp_path / "bench")
+    done = CliRunner().invoke(main, ["bench", "report", str(folder), "--reference", "TV", "--metric", "rmse_hu"])
+    assert (done.exit_code, done.output.strip()) == (0, str(folder / "report.html"))
+    assert {"report.html", "table.csv", "table.md", "table.tex"} <= {p.name for p in folder.iterdir()}
+    assert data_of((folder / "report.html").read_text())["metrics"][0]["name"] == "psnr_db"
+    assert "less TV" in Page((folder / "report.html").read_text()).text
+    refused = CliRunner().invoke(main, ["bench", "report", str(folder), "--reference", "XY"])
+    assert refused.exit_code != 0 and "'XY'" in refused.output
 
 
 def test_a_page_of_rows_alone_has_no_slices(demo_folder, tmp_path):
