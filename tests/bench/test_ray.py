@@ -9,9 +9,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from pdframe_executors import ray as module
@@ -44,16 +45,32 @@ def ray_with_toys(toys: None) -> Iterator[Any]:
         yield found
 
 
+Started = TypeVar("Started")
+
+
+def started(start: Callable[[], Started]) -> Started:
+    """Ray gives its own processes 15 and 30 s to come up, whatever else the machine does: three attempts."""
+    for _ in range(3):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    pytest.skip("this machine is too busy: Ray's processes did not start within Ray's own time limit, three times")
+
+
 @pytest.fixture
 def cluster(ray_with_toys: Any) -> Iterator[Any]:
     """Two nodes of one CPU each, both on this machine, each with a raylet and an object store of its own."""
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, **QUIET}
-    found = Cluster(initialize_head=True, head_node_args={**node, "_system_config": SOON})
-    found.second = found.add_node(**node)
-    yield found
-    found.shutdown()
+    found = started(lambda: Cluster(initialize_head=True, head_node_args={**node, "_system_config": SOON}))
+    try:
+        found.second = started(lambda: found.add_node(**node))
+        yield found
+    finally:
+        found.shutdown()
 
 
 def workers_below(pid: int) -> list[int]:
@@ -131,7 +148,8 @@ def test_on_a_cluster_started_here_no_row_hurts_another(
     want = {"fair": "finished", "crash": "crashed", "killed": "lost", "killed once": "finished"}
     methods = [{"name": "toy_descent", "label": how, "how": how} for how in (*want, "hang")]
     bench = {"method": methods, "seeds": [0], "executor": {"name": "ray", "retries": 1}}
-    with module._session("") as ray:  # an open session is used, and left open
+    with ExitStack() as stack:
+        ray = started(lambda: stack.enter_context(module._session("")))  # an open session is used, and left open
         run_bench(make_bench("timeout_s=1.5", **bench), out_dir=tmp_path, only=["hang"])
         run_bench(make_bench(**bench), out_dir=tmp_path)
         assert ray.is_initialized()
