@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pdframe import registry
+from pdframe.core.grid import Grid
+from pdframe.core.seeds import generator
+from pdframe.ct.nifti import write_nifti
 
 
 @pytest.fixture
@@ -37,3 +41,22 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             del sys.modules[name]
     monkeypatch.undo()
     registry.refresh()
+
+
+@pytest.fixture(scope="session")
+def two_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scan0.nii.gz and scan1.nii.gz: enough of a body to train on for a few steps."""
+    folder = tmp_path_factory.mktemp("two_scans")
+    for k in range(2):
+        _write_scan(folder / f"scan{k}.nii.gz", k)
+    return folder
+
+
+def _write_scan(path: Path, seed: int) -> None:
+    """A blob of water with a denser ball in it."""
+    rng = generator(seed)
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, 24),) * 3, indexing="ij")
+    hu = torch.where(z**2 + y**2 + x**2 < 0.8, 30.0, -1000.0)
+    centre = torch.rand(3, generator=rng) - 0.5
+    hu[(z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < 0.1] = 400.0
+    write_nifti(path, (0.02 * (1 + hu / 1000))[None, None], Grid(hu.shape, (4.0, 4.0, 4.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,40 @@ from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solver import Progress, Solver
+from pdframe.ct.checkpoint import save_checkpoint
 from pdframe.hooks import Entry
+from pdframe.nn.denoiser import with_channels
 from pdframe.testing import check_entry, check_operator, check_prior, check_solver, report
 from pdframe.testing.registered import GRID, toy_problem
 from pdframe.testing.toys import GaussianPrior, Langevin, MatrixOperator, gaussian_toy, smooth_covariance
 
 #: Settings that an entry's example cannot hold: where a file lies.
 FILES = {"nifti": {"path": str(Path(__file__).parent / "data" / "made_ras_plain.nii.gz")}}
+#: Priors that are checked with a small network of random weights: module of the plugin, and the network's channels.
+SMALL = {"slice2d": ("pdframe_slice", 1), "blend3": ("pdframe_slice", 3), "volume3d": ("pdframe_volume", 1)}
 ENTRIES = [entry for entry in registry.entries() if entry.kind != "task"]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=[f"{entry.kind}-{entry.name}" for entry in ENTRIES])
-def test_every_registered_entry_conforms(entry: Entry):
+def test_every_registered_entry_conforms(entry: Entry, tmp_path: Path):
     if missing := registry.missing(entry):
         pytest.skip(f"{', '.join(missing)} not installed")
-    checks = check_entry(entry, **FILES.get(entry.name, {}))
+    given = {"weights": small_checkpoint(entry.name, tmp_path)} if entry.name in SMALL else FILES.get(entry.name, {})
+    checks = check_entry(entry, **given)
     assert checks and all(check.passed for check in checks), report(checks)
+
+
+def small_checkpoint(name: str, folder: Path) -> Path:
+    package, channels = SMALL[name]
+    plugin = import_module(f"{package}.network")
+    card = plugin.Card(unet=with_channels(plugin.PRESETS["tiny"], channels))
+    if name == "blend3":
+        card = card.model_copy(update={"strides": (1, 3)})
+    network, rng = card.network(), generator(0, name)
+    for p in network.parameters():
+        p.data = torch.randn(p.shape, generator=rng) * 0.05
+    save_checkpoint(folder / "weights.safetensors", network, card)
+    return folder / "weights.safetensors"
 
 
 def test_the_toys_conform():

@@ -14,28 +14,12 @@ import pytest
 import torch
 from pdframe_patch.weights import load_weights
 
-from pdframe.core.grid import Grid
-from pdframe.core.seeds import generator
-from pdframe.ct.nifti import write_nifti
 from pdframe.train import TrainConfig, _rate, load_training
 
 
-def write_scan(path: Path, seed: int) -> None:
-    """A blob of water with a denser ball in it: enough of a body to train on for a few steps."""
-    rng = generator(seed)
-    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, 24),) * 3, indexing="ij")
-    hu = torch.where(z**2 + y**2 + x**2 < 0.8, 30.0, -1000.0)
-    centre = torch.rand(3, generator=rng) - 0.5
-    hu[(z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < 0.1] = 400.0
-    write_nifti(path, (0.02 * (1 + hu / 1000))[None, None], Grid(hu.shape, (4.0, 4.0, 4.0)))
-
-
 @pytest.fixture(scope="module")
-def toml(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    for k in range(2):
-        write_scan(folder / f"scan{k}.nii.gz", k)
-    path = folder / "tiny.toml"
+def toml(two_scans) -> Path:
+    path = two_scans / "tiny.toml"
     path.write_text(
         """
         [train]

@@ -46,16 +46,16 @@ class DenoiserTrainingConfig(Config):
         return card_class(
             precondition=self.precondition,
             unet=unet,
-            spacing_range_mm=self.grids.spacing_mm,
+            spacing_range_mm=self.grids.spacing_range_mm,
             licence=self.licence,
             data=[{"file": s.file, "sha256": s.sha256, "cite": s.cite} for s in self.scans],
             **more,
         )
 
-    def network(self, card: NetworkCard, shipped: Path) -> nn.Module:
-        """The network to train: fresh, or with the weights to start from."""
+    def network(self, card: NetworkCard, shipped: Path | None = None) -> nn.Module:
+        """The network to train: fresh, or with the weights to start from, for 'shipped' those of the file `shipped`."""
         if self.start_from:
-            path = shipped if self.start_from == SHIPPED else Path(self.start_from)
+            path = shipped if shipped and self.start_from == SHIPPED else Path(self.start_from)
             network, _ = load_checkpoint(path, type(card))
             network.requires_grad_(True).train()
         else:

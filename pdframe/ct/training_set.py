@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,9 @@ from pdframe.ct.nifti import read_nifti
 from pdframe.ct.resample import resample
 from pdframe.ct.units import attenuation_to_hu
 from pdframe.hooks import Config
+
+#: Spread of the log of the spacing of a protocol cube.
+PROTOCOL_JITTER = 0.1
 
 
 class ScanFile(Config):
@@ -43,6 +47,13 @@ class GridRange(Config):
     zoom: float = Field(0.12, ge=0, description="spread of the log of a pretended change of the patient's size")
     finest_z: float = Field(0.6, gt=0, description="finest z spacing, as a fraction of the scan's slice distance")
     contrast: float = Field(0.03, ge=0, description="spread of a scaling of (HU + 1000)")
+
+    @property
+    def spacing_range_mm(self) -> tuple[float, float]:
+        """In-plane spacings that are drawn: those at large, or those near the protocol where it has all."""
+        if self.protocol_share < 1:
+            return self.spacing_mm
+        return self.protocol_mm * math.exp(-PROTOCOL_JITTER), self.protocol_mm * math.exp(PROTOCOL_JITTER)
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ def protocol_volume(scan: Scan, grids: GridRange, card: NetworkCard) -> Volume:
 def _draw_box(grids: GridRange, rng: torch.Generator) -> tuple[list[float], list[float]]:
     """Spacing and box edges in mm, (z, y, x)."""
     if _uniform(rng) < grids.protocol_share:
-        spacing = grids.protocol_mm * float(torch.exp(0.1 * (2 * _uniform(rng) - 1)))
+        spacing = grids.protocol_mm * float(torch.exp(PROTOCOL_JITTER * (2 * _uniform(rng) - 1)))
         return [spacing] * 3, [grids.protocol_mm * grids.protocol_voxels] * 3
     low, high = (torch.tensor(v).log() for v in grids.spacing_mm)
     plane = float(torch.exp(low + (high - low) * _uniform(rng)))
