@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ from pdframe.measure import digest
 from pdframe.mistakes import ConfigError
 
 Make = Callable[..., Bench]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers' folders go where pytest clears up, apart from every bench."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("private")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +217,7 @@ def command(toml: Path, folder: Path) -> subprocess.Popen[bytes]:
     paths = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-m", "pdframe", "bench", "run", str(toml), "--out", str(folder), "--only", "Short"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": tempfile.gettempdir()},
         stdout=subprocess.DEVNULL,
     )
 
@@ -250,7 +259,8 @@ def test_a_worker_ends_with_whoever_started_it(make_bench: Make, finished: Path,
         f"w = WorkerProcess(Path({str(tmp_path / 'job')!r}).read_bytes(), 600); print(w.process.pid, flush=True)\n"
         "time.sleep(600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)
