@@ -83,7 +83,7 @@ def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", 
         driver = Driver(bench, folder, part.build(), under=UNDER, progress=progress)
         log, ran = _read_log(bench, folder), 0
         while candidates := _round(bench, rules, log):
-            progress.say(f"{len(candidates)} trials, the latest number {max(c.number for c in candidates)}")
+            progress.say(f"round {max(c.number for c in candidates)}: {len(candidates)} searches are open")
             ran += driver.run([plan for c in candidates for plan in c.plans(bench)])
             log += [_line(bench, rules, folder, c) for c in candidates]
             runfolder.write(folder / TUNING / LOG, "".join(json.dumps(line) + "\n" for line in log))

@@ -160,7 +160,7 @@ def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
     notes = [
         f"Split: {summary.split}. In brackets 95 % intervals by resampling patients, then seeds; a scan counts as a "
         f"patient. Differences over the cases that both methods have; p of sign flips over patients, two-sided, "
-        f"corrected for {summary.comparisons} comparisons (Holm). Costs: least to most over cases."
+        f"corrected for {_plural(summary.comparisons, 'comparison')} (Holm). Costs: least to most over cases."
     ]
     if 2 <= most < ENOUGH_PATIENTS:
         notes.append(
