@@ -36,7 +36,7 @@ function scaleOf(values, [from, to], log) {
 }
 
 function linearTicks(a, b) {
-  const raw = (b - a) / 4, unit = 10 ** Math.floor(Math.log10(raw));
+  const raw = (b - a) / 5, unit = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * unit).find((s) => s >= raw);
   const ticks = [];
   for (let i = Math.ceil(a / step); i * step <= b; i++) ticks.push(+(i * step).toPrecision(12));
@@ -48,6 +48,7 @@ function logTicks(a, b) {
   let ticks = [];
   for (let p = Math.floor(a); p <= b; p++) for (const m of steps) ticks.push(m * 10 ** p);
   ticks = ticks.filter((t) => Math.log10(t) >= a && Math.log10(t) <= b);
+  if (ticks.length < 3) return linearTicks(10 ** a, 10 ** b).filter((t) => t > 0);
   const every = Math.ceil(ticks.length / 6);
   return ticks.filter((_, i) => i % every === 0);
 }

@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from pdframe.bench.summary import Row, failed
-from pdframe.cite import cited, references, used
+from pdframe.cite import cited, used
 from pdframe.report.element import Markup, join, tag
 from pdframe.report.results import key
 from pdframe.report.table import in_short
@@ -37,8 +37,8 @@ def citations(settings: Mapping[str, Any], rows: Sequence[Row]) -> Markup:
     if not found:
         return tag("p", "No plugin that was used asks to be cited.")
     asked = [
-        tag("li", tag("code", key_), ": ", ", ".join(f"{e.kind} {e.name}" for e in entries if key_ in _keys(e.cite)))
-        for key_ in found
+        tag("li", tag("code", name), ": ", ", ".join(f"{e.kind} {e.name}" for e in entries if name in cited([e])))
+        for name in found
     ]
     return join([tag("ul", asked), copyable("\n\n".join(found.values()))])
 
@@ -64,7 +64,7 @@ def machine_text(machine: Mapping[str, Any]) -> str:
         "python": "Python {}",
         "pdframe": "pdframe {}",
     }
-    told = [(name, machine[name]) for name in MACHINE if machine.get(name)]
+    told = [(name, machine[name]) for name in MACHINE if machine.get(name) not in (None, "", ["cpu"])]
     flat = [(n, ", ".join(map(str, v)) if isinstance(v, list | tuple) else v) for n, v in told]
     return ", ".join(units.get(name, "{}").format(value) for name, value in flat) or "not recorded"
 
@@ -115,10 +115,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _without_none(v) for k, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _keys(bibtex: str) -> set[str]:
-    try:
-        return set(references(bibtex))
-    except ValueError:
-        return set()

@@ -72,7 +72,7 @@ def _page(title: str, body: Markup, data: Mapping[str, Any], packed: Mapping[str
     told = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     volumes = [f'<script type="text/plain" id="{name}">{text}</script>' for name, text in packed.items()]
     return Template(_asset("page.html")).substitute(
-        title=tag("b", title)[3:-4],
+        title=join([title]),
         style=style,
         style_hash=_csp_hash(style),
         script=script,

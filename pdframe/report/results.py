@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from pdframe.bench.statistics import Interval, interval
 from pdframe.bench.summary import Line, Row, Spread, Summary, failed, smaller_is_better
 from pdframe.report.element import Markup, join, tag
 from pdframe.report.markup import Grid
-from pdframe.report.tables import cases_of, grids_of, heading, number
+from pdframe.report.tables import grids_of, heading, number
 
 #: Width and height of an interval drawn in a table cell, in pixels.
 FOREST = (96, 26)
@@ -51,12 +52,19 @@ def key(slot: int) -> Markup:
 
 
 def problem_tables(summary: Summary, slots: Mapping[str, int]) -> Markup:
-    """For each problem a table, the best mean first, its notes, and the other metrics folded away."""
-    grids = {grid.title: grid for grid in grids_of(summary)}
-    return join(
-        _problem(problem, [line for line in summary.lines if line.problem == problem], summary, slots, grid.notes)
-        for problem, grid in grids.items()
-    )
+    """For each problem a table, the best mean first, and the other metrics folded away; notes of all at the end."""
+    grids = grids_of(summary)
+    shared = [note for note in grids[0].notes if all(note in grid.notes for grid in grids)]
+    tables = [
+        _problem(
+            [line for line in summary.lines if line.problem == grid.title],
+            summary,
+            slots,
+            [note for note in grid.notes if note not in shared],
+        )
+        for grid in grids
+    ]
+    return join([*tables, tag("div", notes(shared), class_="shared")])
 
 
 def failure_table(rows: Sequence[Row], slots: Mapping[str, int]) -> Markup:
@@ -116,14 +124,12 @@ def notes(lines: Iterable[str]) -> Markup:
     return join(tag("p", line, class_="note") for line in lines)
 
 
-def _problem(
-    problem: str, lines: Sequence[Line], summary: Summary, slots: Mapping[str, int], told: Sequence[str]
-) -> Markup:
-    metric = summary.metric
+def _problem(lines: Sequence[Line], summary: Summary, slots: Mapping[str, int], told: Sequence[str]) -> Markup:
+    problem, metric = lines[0].problem, summary.metric
     metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
     main = [metric, *(name for name in MAIN if name in metrics and name != metric)]
     sign = 1 if smaller_is_better(metric) else -1
-    ranked = sorted(lines, key=lambda line: sign * line.metrics[metric].mean if metric in line.metrics else 1e300)
+    ranked = sorted(lines, key=lambda line: sign * line.metrics[metric].mean if metric in line.metrics else math.inf)
     span = _span([line.metrics[metric] for line in lines if metric in line.metrics])
     best = next((line for line in ranked if metric in line.metrics), None)
     head = ["method", heading(metric), "", f"less {summary.reference}", "p", *(heading(m) for m in main[1:])]
@@ -140,9 +146,6 @@ def _problem(
 
 def _cells(line: Line, metrics: Sequence[str], span: tuple[float, float], slots: Mapping[str, int]) -> list[Markup]:
     first = line.metrics.get(metrics[0])
-    counted = cases_of(line).split("; ")
-    patients, _, seeds = counted[0].partition(" x ")
-    lost = tag("small", counted[1], class_="failed") if len(counted) > 1 else None
     return [
         _named(line, slots),
         _within(first, metrics[0]),
@@ -151,8 +154,16 @@ def _cells(line: Line, metrics: Sequence[str], span: tuple[float, float], slots:
         *(_within(line.metrics.get(name), name) for name in metrics[1:]),
         _within(line.residual),
         *(_cost(line.costs.get(name), name, line.timing) for name in COSTS),
-        tag("td", patients, tag("small", f"x {seeds}") if seeds else None, lost),
+        _cases(line, first),
     ]
+
+
+def _cases(line: Line, found: Interval | None) -> Markup:
+    """How many cases the line's numbers are of, of how many patients, and how many failed."""
+    lost = tag("small", f"{line.failed} failed", class_="failed") if line.failed else None
+    if found is None:
+        return tag("td", 0, lost)
+    return tag("td", found.cases, tag("small", f"{found.patients} patient{'s' * (found.patients != 1)}"), lost)
 
 
 def _named(line: Line, slots: Mapping[str, int]) -> Markup:
