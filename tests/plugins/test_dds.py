@@ -26,7 +26,8 @@ def _solve(problem: Problem = TOY.problem, prior: Prior = TOY.prior, seed: int =
 def _recursion(settings: DDSConfig, weights: torch.Tensor, noiseless: bool = False, seed: int = 0) -> torch.Tensor:
     """The algorithm box with matrices; draws its noise in the same order."""
     rng, c, m, d = generator(seed, "test"), TOY.prior.covariance, TOY.prior.mean, TOY.prior.deviation
-    draw = lambda: torch.randn((1, 1, 4, 4, 4), generator=rng, dtype=torch.float64).flatten()  # noqa: E731
+    tau = settings.temperature
+    draw = lambda: tau * torch.randn((1, 1, 4, 4, 4), generator=rng, dtype=torch.float64).flatten()  # noqa: E731
     top, low = settings.sigma_max * d, settings.sigma_min * d
     n, rho = settings.steps, settings.rho
     sigmas = [(top ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - top ** (1 / rho))) ** rho for i in range(n)] + [0.0]
@@ -53,6 +54,7 @@ def _recursion(settings: DDSConfig, weights: torch.Tensor, noiseless: bool = Fal
         {"steps": 8, "cg": 6, "discrepancy": 0.0, "proximal": 1.0, "eta": 0.3},
         {"steps": 5, "cg": 4, "discrepancy": 0.0, "proximal": 0.5, "rounds": 2, "eta": 1.0, "rho": 3.0},
         {"steps": 8, "cg": 2, "discrepancy": 0.0, "sigma_max": 2.0, "sigma_min": 0.1, "eta": 0.0},
+        {"steps": 6, "cg": 3, "discrepancy": 0.0, "proximal": 1.0, "rounds": 2, "temperature": 0.5},
     ],
 )
 def test_dds_is_its_recursion_in_closed_form(settings: dict):

@@ -45,13 +45,13 @@ def test_the_file_is_small_and_its_card_says_where_it_is_from(prior):
     assert card.licence and card.training["steps"] > 0 and card.training["compute"]
 
 
-@pytest.mark.parametrize(("sigma_hu", "at_most_hu"), [(30, 21), (100, 44), (300, 80)])
+@pytest.mark.parametrize(("sigma_hu", "at_most_hu"), [(30, 20), (100, 42), (300, 77)])
 def test_it_removes_noise_from_a_scan_that_it_has_not_seen(prior, sigma_hu, at_most_hu):
     estimate = prior.denoise(noisy(sigma_hu), torch.tensor([sigma_hu * PER_HU]), rng=generator(1))
     assert float((estimate - chest().x).square().mean().sqrt()) / PER_HU < at_most_hu
 
 
-@pytest.mark.xfail(strict=True, reason="6.8 % with these weights (4000 steps); 5 % is required: train longer")
+@pytest.mark.xfail(strict=True, reason="6.6 % with these weights (5700 steps); 5 % is required: train longer")
 def test_no_seam_is_left_between_the_patches_at_the_last_noise_level(prior):
     """Jump across the partition's faces over the jump elsewhere, each relative to the scan's own at the same places."""
     sigma_hu, patch, shape = 20.0, prior.card.patch, tuple(chest().x.shape[2:])
