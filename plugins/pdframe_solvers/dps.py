@@ -5,16 +5,16 @@ form: x_t = x0 + sigma_t z is a VP sample divided by sqrt(abar_t).
         x0_hat = D(x_t, sigma_t)                                                           Tweedie, equation 10
         x_s    = x0_hat + q (x_t - x0_hat) + sigma_s sqrt(1 - q) z,  q = (sigma_s / sigma_t)^2     ancestral step
         f      = |y - A x0_hat|_W,   g = the gradient of f in x_t, through x0_hat
-        x_s    = x_s - zeta (f - f*) / max(|g|^2, j^2 L / 10) g                            guidance
+        x_s    = x_s - zeta (f - f*) / max(g'Pg, j^2 / 10) P g                             guidance
 
-The paper's guidance is zeta g with a zeta tuned for each task, since a step of fixed length is too long or too short as
-soon as the operator, the noise or the number of views changes. Here its length is Polyak's (1969): how far f lies above
-its value at the truth, f* = sqrt(number of data), over |g|^2. So the operator's scale drops out, and at the noise level
-the pull ends. The floor under |g|^2 keeps the step finite where data and model disagree by more than the noise and g
-fades before f reaches f*: L is the largest eigenvalue of A'WA, and j = d^2 / (d^2 + sigma^2) the slope of the denoiser
-of a white prior of deviation d. A tenth: with the whole of L the step is that of plain gradient descent, too slow for the
-high frequencies of a scan. Statistical weights make it slower still (the air around a body outweighs it), so that the
-default has none.
+The paper's guidance is zeta g with a zeta tuned for each task, since a step of fixed length is too long or too short
+as soon as the operator, the noise or the number of views changes. Here its length is Polyak's (1969): how far f lies
+above its value at the truth, f* = sqrt(number of data), over the square of g. So the operator's scale drops out, and at
+the noise level the pull ends. Lengths are taken in the metric P = 1 / (A'WA 1), voxel by voxel: rays through air are
+measured best by far, and without it the step would be theirs. For an A without negative weights, A'WA is at most 1 in
+that metric (Erdogan and Fessler 1999), so that f decreases. The floor under g'Pg keeps the step finite where data and
+model disagree by more than the noise and g fades before f reaches f*; j = d^2 / (d^2 + sigma^2) is the slope of the
+denoiser of a white prior of deviation d. A floor of j^2 would be plain gradient descent, too slow for fine detail.
 
 The gradient through the prior is a vector-Jacobian product, J' A'W (A x0_hat - y) / f; `jacobian = "identity"` leaves J
 out (as in SDS and MPGD): no back-propagation, a third of the cost, and j = 1.
@@ -54,7 +54,7 @@ class DPSConfig(Config):
     jacobian: Literal["exact", "identity"] = Field(
         "exact", description="Gradient through the prior, or with its Jacobian taken for the identity."
     )
-    weighting: Weighting = "none"
+    weighting: Weighting = "statistical"
     nonnegative: bool = Field(True, description="Set negative voxels of the estimate to 0.")
 
     def build(self, prior: Prior) -> DPS:
@@ -65,12 +65,12 @@ class DPSConfig(Config):
 class DPSState:
     """x: the noisy volume at the level of the next step. x0: the last denoised one, at the end x.
 
-    norm_squared: of W^(1/2) A, (batch,). misfit: of the last x0_hat, in units of the noise variance, mean over y.
+    metric: P, like x; 0 where no ray passes. misfit: of the last x0_hat, in units of the noise variance, mean over y.
     """
 
     x: Tensor
     x0: Tensor
-    norm_squared: Tensor
+    metric: Tensor
     step: int
     sigma: float
     misfit: float
@@ -92,8 +92,11 @@ class DPS(Solver[DPSState]):
     def init(self, problem: Problem, rng: torch.Generator) -> DPSState:
         s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
         x0 = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
-        norm_squared = data_term(problem, s.weighting).curvature()
-        return DPSState(x0 + sigma * normal(x0, rng), x0, norm_squared, 0, sigma, math.nan)
+        data = data_term(problem, s.weighting)
+        sums = data.operator.adjoint(data.weights * data.operator.forward(torch.ones_like(x0)))
+        seen = sums > 1e-6 * per_item(sums.flatten(1).amax(1), sums)
+        metric = torch.where(seen, 1 / torch.where(seen, sums, 1.0), 0.0)
+        return DPSState(x0 + sigma * normal(x0, rng), x0, metric, 0, sigma, math.nan)
 
     def step(self, problem: Problem, state: DPSState, rng: torch.Generator) -> DPSState:
         s, x, deviation = self.settings, state.x, self.prior.deviation
@@ -105,8 +108,8 @@ class DPS(Solver[DPSState]):
             seen = x.detach().requires_grad_(s.jacobian == "exact")
             tracked = self.prior.denoise(seen, x.new_full((len(x),), sigma), rng=rng)
         x0_hat = tracked.detach()
-        slope, square = data.slope(x0_hat)
-        f = square.sqrt()
+        slope, f_squared = data.slope(x0_hat)
+        f = f_squared.sqrt()
         g = slope / per_item(f.clamp_min(1e-30), slope).to(slope)
         j = 1.0
         if s.jacobian == "exact":
@@ -116,12 +119,13 @@ class DPS(Solver[DPSState]):
         # Ancestral step, and guidance.
         q = (sigma_next / sigma) ** 2
         x_next = x0_hat + q * (x - x0_hat) + sigma_next * math.sqrt(1 - q) * normal(x, rng)
-        least = self.FLOOR * j**2 * state.norm_squared
-        length = s.zeta * (f - math.sqrt(data.floor)).clamp_min(0) / torch.maximum(dot(g, g), least)
-        x_next = x_next - per_item(length, g).to(g) * g
+        square = dot(g, state.metric * g).clamp_min(self.FLOOR * j**2)
+        length = s.zeta * (f - math.sqrt(data.floor)).clamp_min(0) / square
+        x_next = x_next - per_item(length, g).to(g) * state.metric * g
 
         x0 = x_next if sigma_next == 0 else x0_hat
-        return DPSState(x_next, x0, state.norm_squared, state.step + 1, sigma, float(square.mean()) / data.values)
+        misfit = float(f_squared.mean()) / data.values
+        return DPSState(x_next, x0, state.metric, state.step + 1, sigma, misfit)
 
     def view(self, state: DPSState) -> Progress:
         stats = {"sigma": state.sigma, "misfit": state.misfit} if state.step else {}

@@ -31,8 +31,8 @@ from pdframe_solvers.start import Start, starting_volume
 
 
 class REDDiffConfig(Config):
-    """Settings of `red_diff`. `strength` and `beta1`, `beta2` are the paper's; it takes 1000 steps with a rate of 0.1
-    on images in [-1, 1]. Noise levels are in units of the prior's standard deviation of one voxel."""
+    """Settings of `red_diff`. `strength`, `beta1` and `beta2` are the paper's; it takes 1000 steps with a rate of 0.1
+    on images in [-1, 1]. Noise levels and `rate` are in units of the prior's standard deviation of one voxel."""
 
     steps: Steps = 100
     sigma_max: SigmaMax = 10.0
@@ -40,7 +40,7 @@ class REDDiffConfig(Config):
     rho: Rho = 7.0
     start: Start = "pseudoinverse"
     strength: float = Field(0.25, ge=0, description="The paper's lambda: weight of the prior's pull.")
-    rate: float = Field(0.05, gt=0, description="Adam's step, in prior deviations.")
+    rate: float = Field(0.1, gt=0, description="Adam's step, in prior deviations.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's memory of the gradient.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Adam's memory of its square.")
     weighting: Weighting = "none"
