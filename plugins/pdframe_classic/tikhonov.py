@@ -32,7 +32,7 @@ class TikhonovConfig(Config):
         "gradient", description="What is kept small: the slope of x, or x itself."
     )
     weight: float = Field(
-        0.01,
+        0.1,
         ge=0,
         description="Strength, after division of the data term by the largest eigenvalue of A'WA; a length squared "
         "for the gradient (for CT mm^2), a number for the identity.",

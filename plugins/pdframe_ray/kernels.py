@@ -37,6 +37,10 @@ ACROSS, ACROSS_J, Z, Z_J, STEP, STEP_J, FLAT, RISE, RISE_R = range(9)
 PAD = 3
 #: Slack in rows or voxels when the range of valid rows or voxels is computed ahead of a loop.
 SLACK = 1e-4
+#: A step between rows is split into a multiple of 1 / GRAIN, whose products with whole numbers are exact in float32 as
+#: far as 8192 voxels, and a small rest. So a position's fraction has the precision of float32 whatever its whole part:
+#: errors of 2e-7 of the data, where a plain z + step * row makes 5e-6 at 128 voxels and twice that at 256.
+GRAIN = 2048.0
 
 
 @_compiled
@@ -46,51 +50,77 @@ def _blend(low, high, a, b, out):  # noqa: ANN001, ANN202
 
 
 @_compiled
-def _resample(column, z, step, first, out):  # noqa: ANN001, ANN202
-    """out[r] += column at z + step (first + r). Positions are not negative, so truncation is floor."""
-    kind = out.dtype.type
-    for r in range(np.uint64(len(out))):
-        position = z + step * kind(np.int32(first + np.int32(r)))
-        index = np.int32(position)
-        k = np.uint64(index)
-        low = column[k]
-        out[r] += low + (position - kind(index)) * (column[k + np.uint64(1)] - low)
+def _split(step):  # noqa: ANN001, ANN202
+    """Coarse and fine part of a step."""
+    coarse = np.round(step * GRAIN) / GRAIN
+    return coarse, step - coarse
 
 
 @_compiled
-def _spread(data, z, step, tap, pad, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
+def _resample(column, z, step, out):  # noqa: ANN001, ANN202
+    """out[r] += column at z + step r, in float64. No position is negative, so truncation is floor."""
+    kind = out.dtype.type
+    whole = int(z)
+    coarse, fine = _split(step)
+    start, coarse, fine, step, values = kind(z - whole), kind(coarse), kind(fine), kind(step), column[whole:]
+    for r in range(np.uint64(len(out))):
+        row = kind(np.int32(r))
+        index = np.int32(start + step * row)
+        fraction = (coarse * row - kind(index)) + (start + fine * row)
+        k = np.uint64(index)
+        low = values[k]
+        out[r] += low + fraction * (values[k + np.uint64(1)] - low)
+
+
+@_compiled
+def _reach(z, step, first):  # noqa: ANN001, ANN202
+    """The last row that does not reach voxel `first` nor any above, its z from there, and where it stops short, +1.
+
+    Row r is at z + step r and reaches the voxels less than 1 away.
+    """
+    short = (first - 1 - z) / step
+    row = np.floor(short)
+    return int(row), z + step * row - first, short - row + 1
+
+
+@_compiled
+def _spread(data, pad, z, step, tap, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
     """Transpose of `_resample` and `_blend`, by voxel, for rows number tap, tap + 1, tap + 2 of those that reach it.
 
-    The lowest row that reaches voxel n has z + step r > n - 1. `data` holds `pad` zeros before row 0.
+    low[0] and high[0] are of voxel `first`; z and step in float64. `data` holds `pad` zeros before row 0.
     """
     kind = low.dtype.type
-    one, zero, inverse = kind(1), kind(0), kind(1) / step
-    offset = (-one - z) * inverse + kind(pad + 1)
+    row, start, offset = _reach(z, step, first)
+    coarse, fine = _split(step)
+    one, zero, start, offset, inverse = kind(1), kind(0), kind(start), kind(offset), kind(1 / step)
+    coarse, fine, step, rows = kind(coarse), kind(fine), kind(step), data[pad + row :]
     for n in range(np.uint64(len(low))):
-        voxel = kind(np.int32(first + np.int32(n)))
+        voxel = kind(np.int32(n))
         k = np.int32(np.int32(voxel * inverse + offset) + tap)
-        at = z + step * kind(np.int32(k - pad)) - voxel
+        at = (coarse * kind(k) - voxel) + (start + fine * kind(k))
         k0 = np.uint64(k)
-        total = data[k0] * max(zero, one - abs(at))
-        total += data[k0 + np.uint64(1)] * max(zero, one - abs(at + step))
-        total += data[k0 + np.uint64(2)] * max(zero, one - abs(at + step + step))
+        total = rows[k0] * max(zero, one - abs(at))
+        total += rows[k0 + np.uint64(1)] * max(zero, one - abs(at + step))
+        total += rows[k0 + np.uint64(2)] * max(zero, one - abs(at + step + step))
         low[n] += a * total
         high[n] += b * total
 
 
 @_compiled
-def _spread_pair(data, z, step, pad, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
+def _spread_pair(data, pad, z, step, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
     """`_spread` where no voxel is reached by more than two rows (step >= 1)."""
     kind = low.dtype.type
-    one, zero, inverse = kind(1), kind(0), kind(1) / step
-    offset = (-one - z) * inverse + kind(pad + 1)
+    row, start, offset = _reach(z, step, first)
+    coarse, fine = _split(step)
+    one, zero, start, offset, inverse = kind(1), kind(0), kind(start), kind(offset), kind(1 / step)
+    coarse, fine, step, rows = kind(coarse), kind(fine), kind(step), data[pad + row :]
     for n in range(np.uint64(len(low))):
-        voxel = kind(np.int32(first + np.int32(n)))
+        voxel = kind(np.int32(n))
         k = np.int32(voxel * inverse + offset)
-        at = z + step * kind(np.int32(k - pad)) - voxel
+        at = (coarse * kind(k) - voxel) + (start + fine * kind(k))
         k0 = np.uint64(k)
-        total = data[k0] * max(zero, one - abs(at))
-        total += data[k0 + np.uint64(1)] * max(zero, one - abs(at + step))
+        total = rows[k0] * max(zero, one - abs(at))
+        total += rows[k0 + np.uint64(1)] * max(zero, one - abs(at + step))
         low[n] += a * total
         high[n] += b * total
 
@@ -133,7 +163,7 @@ def project(volume, layout, table, columns, out):  # noqa: ANN001, ANN202
             low = j * plane_stride + max(i, 0) * across_stride
             high = j * plane_stride + min(i + 1, across - 1) * across_stride
             _blend(volume[low : low + height], volume[high : high + height], a, b, column[PAD : PAD + height])
-            _resample(column, kind(z + PAD), kind(step), np.int32(r0), total[r0:r1])
+            _resample(column, z + PAD + step * r0, step, total[r0:r1])
         _lengths(entry, length)
         total *= length
 
@@ -176,7 +206,7 @@ def back_project(data, pad, layout, table, columns, planes, volume):  # noqa: AN
             low, high = base + max(i, 0) * across_stride, base + min(i + 1, across - 1) * across_stride
             low, high = volume[low + z0 : low + z1], volume[high + z0 : high + z1]
             if step >= 1:
-                _spread_pair(data[c], kind(z), kind(step), np.int32(pad), np.int32(z0), a, b, low, high)
+                _spread_pair(data[c], pad, z, step, z0, a, b, low, high)
                 continue
             for tap in range(0, int(np.ceil(2 / step)), 3):
-                _spread(data[c], kind(z), kind(step), np.int32(tap), np.int32(pad), np.int32(z0), a, b, low, high)
+                _spread(data[c], pad, z, step, np.int32(tap), z0, a, b, low, high)

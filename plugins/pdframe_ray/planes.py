@@ -24,7 +24,7 @@ class _Bundle:
     """The rays of one view that share a main axis, relative to its middle plane.
 
     pixels: their flat pixel indices, or None if it is all of them. middle, slope: (ray, 2) as (last, first) axis of
-    the plane in the normalised coordinates of `grid_sample`. length: mm of ray per plane, (ray,).
+    the plane in the normalised coordinates of `grid_sample`, in float64. length: mm of ray per plane, (ray,).
     """
 
     axis: int
@@ -79,7 +79,7 @@ def scratch_bytes(items: int, panel: tuple[int, int], shape: tuple[int, int, int
     """Upper bound on the scratch memory of `project` and `back_project`, in bytes."""
     rays, size = panel[0] * panel[1], shape[0] * shape[1] * shape[2]
     chunk = max(SCRATCH_BYTES, _plane_bytes(items, rays, size // min(shape), itemsize))
-    return chunk + rays * (20 * 8 + 5 * itemsize + 2 * items * itemsize) + 2 * items * size * itemsize
+    return chunk + rays * (24 * 8 + 9 * itemsize + 2 * items * itemsize) + 2 * items * size * itemsize
 
 
 def chunk_planes(items: int, rays: int, plane: int, itemsize: int) -> int:
@@ -106,7 +106,7 @@ def _bundles(rays: IndexRays, view: int, panel: tuple[int, int], x: Tensor) -> I
         others = [b for b in (2, 1, 0) if b != a]
         half = step.new_tensor([x.shape[1 + b] for b in others]) / 2
         middle, slope = (middle[:, others] + 0.5) / half - 1, slope[:, others] / half
-        yield _Bundle(a, None if everything else pixels.to(x.device), *(t.to(x) for t in (middle, slope, length)))
+        yield _Bundle(a, None if everything else pixels.to(x.device), middle, slope, length.to(x))
 
 
 def _pixel_rays(rays: IndexRays, view: int, panel: tuple[int, int], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,13 +121,23 @@ def _pixel_rays(rays: IndexRays, view: int, panel: tuple[int, int], x: Tensor) -
 
 
 def _chunks(bundle: _Bundle, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Consecutive planes, and where the rays cross them: (plane, 1, ray, 2)."""
+    """Consecutive planes, and where the rays cross them: (plane, 1, ray, 2), overwritten by the next chunk.
+
+    `grid_sample` adds 1 to a coordinate before it scales it, and loses bits there. So the coordinates are made with 1
+    added, from an exact place at the chunk's first plane, and rounded once; taking the 1 off again costs nothing.
+    """
     count, items = x.shape[1 + bundle.axis], x.shape[0]
     size = chunk_planes(items, len(bundle.length), x[0].numel() // count, x.element_size())
+    slope = bundle.slope.to(x)
+    room = x.new_empty(size, *slope.shape)
     for first in range(0, count, size):
         planes = slice(first, min(first + size, count))
-        index = torch.arange(planes.start, planes.stop, dtype=x.dtype, device=x.device) - (count - 1) / 2
-        yield planes, torch.addcmul(bundle.middle, index[:, None, None], bundle.slope)[:, None]
+        exact = torch.add(bundle.middle + 1, bundle.slope, alpha=first - (count - 1) / 2)
+        base = exact.to(x)
+        rest = (exact - base.to(exact)).to(x)
+        step = torch.arange(planes.stop - first, dtype=x.dtype, device=x.device)
+        points = torch.addcmul(rest, step[:, None, None], slope, out=room[: len(step)])
+        yield planes, points.add_(base).sub_(1)[:, None]
 
 
 def _sample(image: Tensor, points: Tensor) -> Tensor:

@@ -93,6 +93,19 @@ def test_column_form_is_the_plane_form(name: str) -> None:
         assert relative(fast.adjoint(y), plain.adjoint(y)) < bound
 
 
+def test_forms_agree_in_float32_at_the_size_of_a_scan() -> None:
+    """White data show rounding of positions most; it must not grow with the number of voxels."""
+    pytest.importorskip("numba")
+    fast = ConeBeamConfig(views=2, start_degrees=20.0).build(Grid((128,) * 3, (2.75,) * 3))
+    plain = ConeBeam(fast.geometry, fast.grid, "planes")
+    x, y = noise(fast, dtype=torch.float32, items=(1, 1))
+    exact_x, exact_y = fast.forward(x.double()), fast.adjoint(y.double())
+    for got, exact in ((fast.forward(x), exact_x), (fast.adjoint(y), exact_y)):
+        assert relative(got, exact) < 5e-7
+    for got, want in ((plain.forward(x), fast.forward(x)), (plain.adjoint(y), fast.adjoint(y))):
+        assert relative(got, want) < 5e-6
+
+
 def test_tilted_panel_and_steep_rays_take_the_plane_form() -> None:
     assert ConeBeam(tilted(), GRID)._table is None
     steep = Bench((40, 8), (5.0, 3.0), 60.0, 100.0)
