@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pdframe.config import Experiment as Experiment
     from pdframe.config import load as load
+    from pdframe.core.budget import Budget as Budget
+    from pdframe.core.budget import Usage as Usage
     from pdframe.core.grid import Grid as Grid
     from pdframe.core.noise import Noise as Noise
     from pdframe.core.operator import ForwardOperator as ForwardOperator
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from pdframe.core.problem import Item as Item
     from pdframe.core.problem import Metric as Metric
     from pdframe.core.problem import Problem as Problem
+    from pdframe.core.solve import Posterior as Posterior
     from pdframe.core.solve import Solution as Solution
+    from pdframe.core.solve import Status as Status
+    from pdframe.core.solve import posterior as posterior
     from pdframe.core.solve import solve as solve
     from pdframe.core.solver import Progress as Progress
     from pdframe.core.solver import Solver as Solver
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "config": ("Experiment", "load"),
+    "core.budget": ("Budget", "Usage"),
     "core.grid": ("Grid",),
     "core.noise": ("Noise",),
     "core.operator": (
@@ -53,7 +59,7 @@ _NAMES = {
     ),
     "core.prior": ("Prior", "score"),
     "core.problem": ("Case", "Dataset", "Item", "Metric", "Problem"),
-    "core.solve": ("Solution", "solve"),
+    "core.solve": ("Posterior", "Solution", "Status", "posterior", "solve"),
     "core.solver": ("Progress", "Solver"),
     "hooks": ("BackendMissing", "Config", "Entry", "hookimpl"),
     "mistakes": ("ConfigError",),

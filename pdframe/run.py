@@ -130,6 +130,8 @@ def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) 
     methods = [{**m, "folder": name} for m, name in zip(methods, (*names, ""), strict=True)]
     failed = [f"{m['label']}: {m['sentence']}" for m in methods if m["status"] in {s.name for s in FAILED}]
     record |= {"status": "failed" if failed else "done", "methods": methods}
+    # Only now: while a solver runs, the truth lies in no file of the run.
+    runfolder.save_volume(folder, runfolder.TRUTH, setting.item.x, setting.item)
     _figure(experiment, setting, methods, folder)
     runfolder.write_json(folder / runfolder.RECORD, record)
     if failed:

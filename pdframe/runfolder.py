@@ -19,7 +19,7 @@ from pdframe.core.problem import Item
 from pdframe.core.solve import Solution, Status
 
 RECORD, CONFIG, MEASUREMENT, FIGURE = "record.json", "config.toml", "measurement.safetensors", "figure.png"
-METHOD, TRACE = "method.json", "trace.jsonl"
+METHOD, TRACE, TRUTH = "method.json", "trace.jsonl", "truth"
 
 
 def write(path: Path, data: str | bytes) -> None:
@@ -131,7 +131,7 @@ def sweep(folder: Path) -> None:
 def clear(folder: Path) -> None:
     """Removes what runs write in a folder, and nothing else."""
     made = (RECORD, CONFIG, MEASUREMENT, FIGURE, METHOD, TRACE, "checkpoint*.safetensors", "solution*.safetensors")
-    volumes = tuple(f"{n}{s}" for n in ("volume", "deviation", "sample_*") for s in (".nii.gz", ".safetensors"))
+    volumes = tuple(f"{n}{s}" for n in ("volume", TRUTH, "deviation", "sample_*") for s in (".nii.gz", ".safetensors"))
     for inside in (folder, *(p for p in folder.iterdir() if (p / METHOD).is_file() or (p / TRACE).is_file())):
         for pattern in (*made, *volumes):
             for path in inside.glob(pattern):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdframe import runfolder
+from pdframe import machine, runfolder
 from pdframe.config import Sampling, dump
 from pdframe.core.grid import Grid
 from pdframe.core.prior import Prior, prior_on
@@ -36,19 +36,26 @@ class Nearest:
 
 
 def draw_sample(
-    prior: Prior, shape: tuple[int, ...], *, steps: int, rng: torch.Generator, eta: float = 0.85
+    prior: Prior,
+    shape: tuple[int, ...],
+    *,
+    steps: int,
+    rng: torch.Generator,
+    eta: float = 0.85,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
     """A sample (1, 1, *shape) in the unit of x, by DDIM steps down the prior's whole range of noise.
 
     Yields the estimate E[x0 | x] of every step; the last is the sample. eta is the share of fresh noise in a step
-    (Song et al. 2021, eq. 12, in the variance-exploding form).
+    (Song et al. 2021, eq. 12, in the variance-exploding form). The prior works on `device`; the noise is drawn where
+    `rng` lives, and is the same on any device.
     """
     lowest, highest = prior.sigma_range
     sigmas = (*edm_sigmas(highest, lowest, steps), 0.0)
-    x = torch.full((1, 1, *shape), prior.mean)
+    x = torch.full((1, 1, *shape), prior.mean, device=device)
     x = x + sigmas[0] * normal(x, rng)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x0 = prior.denoise(x, torch.tensor([sigma]), rng=rng)
+        x0 = prior.denoise(x, x.new_full((1,), sigma), rng=rng)
         x = x0 + sigma_next * (math.sqrt(1 - eta**2) * (x - x0) / sigma + eta * normal(x, rng))
         yield x0
 
@@ -58,6 +65,7 @@ def sample(sampling: Sampling, *, out_dir: Path, console: bool = False) -> list[
 
     A volume that is there already (same settings) is kept, so a stopped command goes on where it was.
     """
+    device = machine.chosen(sampling.device)
     progress = on_console() if console else Silent()
     settings = dump(sampling)
     config = out_dir / runfolder.CONFIG
@@ -73,10 +81,11 @@ def sample(sampling: Sampling, *, out_dir: Path, console: bool = False) -> list[
             progress.started(f"sample {index}", sampling.steps)
             rng = generator(sampling.seed, "sample", index)
             with torch.no_grad():
-                for done, estimate in enumerate(draw_sample(prior, grid.shape, steps=sampling.steps, rng=rng), 1):
+                estimates = draw_sample(prior, grid.shape, steps=sampling.steps, rng=rng, device=device)
+                for done, estimate in enumerate(estimates, 1):
                     progress.stepped(done, {})
                     x = estimate
-            write_nifti(path, x.clamp_min(0), grid)
+            write_nifti(path, x.clamp_min(0).cpu(), grid)
             progress.ended(f"wrote {path}")
         volumes.append(read_nifti(path).x)
         rows.append({"file": path.name, "seed": sampling.seed, "index": index})

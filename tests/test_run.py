@@ -121,7 +121,7 @@ def finished(tmp_path_factory):
 def test_the_folder_holds_everything(finished):
     names = {str(p.relative_to(finished.folder)) for p in finished.folder.rglob("*") if p.is_file()}
     own = {"volume.nii.gz", "trace.jsonl", "method.json"}
-    top = {"config.toml", "record.json", "measurement.safetensors", "figure.png"}
+    top = {"config.toml", "record.json", "measurement.safetensors", "figure.png", "truth.nii.gz"}
     assert names == own | top | {f"fdk/{name}" for name in own}
     rows = [json.loads(line) for line in (finished.folder / "trace.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))
@@ -147,6 +147,8 @@ def test_numbers_in_the_record_are_those_of_the_volume(finished):
     for label, row in zip(("FDK", "TV"), finished.rows, strict=True):
         again = metric.measure(finished.volume(label), item.x, item.masks["body"])
         assert again["rmse_hu"] == pytest.approx(row["metrics"]["body_rmse_hu"], abs=0.5)  # whole HU in the file
+    truth = runfolder.load_volume(finished.folder, "truth")
+    assert metric.measure(truth, item.x)["rmse_hu"] < 0.5
     with pytest.raises(KeyError, match="FDK, TV"):
         finished.volume("DDS")
 

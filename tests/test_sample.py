@@ -57,3 +57,29 @@ def test_a_prior_in_a_toml_gives_files_a_picture_and_a_record(tmp_path):
     assert (tmp_path / "out" / "sample_0.nii.gz").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="other settings"):
         sample(load_sampling(settings, ["steps=3"]), out_dir=tmp_path / "out")
+
+
+def test_the_prior_works_on_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    """The meta device stands in for a GPU: it computes nothing, and mixes with no other."""
+    import pdframe.sample
+    from pdframe.config import load_sampling
+
+    seen = []
+
+    class Zero:
+        sigma_range, mean = (0.001, 0.1), 0.02
+
+        def denoise(self, x, sigma, *, rng=None):
+            seen.append((x.device.type, sigma.device.type))
+            return 0 * x / sigma.reshape(-1, 1, 1, 1, 1)
+
+    *_, x = draw_sample(Zero(), (4, 4, 4), steps=2, rng=generator(0), device="meta")
+    assert x.device.type == "meta" and seen == [("meta", "meta")] * 2
+
+    def stop(*given, device, **settings):
+        raise InterruptedError(str(device))
+
+    monkeypatch.setattr(pdframe.sample, "draw_sample", stop)
+    sampling = load_sampling({"device": "meta", "shape": [4, 4, 4], "prior": {"name": "patch3d"}})
+    with pytest.raises(InterruptedError, match="^meta$"):
+        pdframe.sample.sample(sampling, out_dir=tmp_path)
