@@ -7,7 +7,8 @@ the source-axis distance, U the depth of a voxel below the source:
     f = sum over views of  dbeta (R / U)^2  [ w(beta, s)  D / sqrt(D^2 + s^2 + t^2)  y ] * h   at the voxel's shadow
 
 h is the band-limited ramp, sampled in space (Kak, Slaney 1988, eq. 3.61), so that it has the right mean. w shares a
-line seen twice between its two rays: 1/2 on a full turn, Parker's on a shorter arc, Wang's for an offset panel.
+line seen twice between its two rays: 1/2 on a full turn, Parker's on a shorter arc, Wang's for an offset panel, Noo's
+for both at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from pdframe.ct.geometry import Geometry
 SCRATCH_BYTES = 64 * 2**20
 #: A panel whose two sides differ by more than so many pixels counts as offset.
 OFFSET_PIXELS = 1.0
+#: Over so much of an arc's ends the weights of an offset panel rise and fall: 10 degrees (Noo et al. 2002).
+FEATHER_RAD = pi / 18
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def redundancy(orbit: Circle, place: np.ndarray | None, arc: float) -> np.ndarra
     """w(beta, s), (view or 1, column): the weights of the two rays along one line add up to 1."""
     if place is None:
         return _wang(orbit)[None]
+    if any(_margins(orbit)):
+        return _noo(place[:, None], orbit, arc)
     return _parker(place[:, None], orbit.fan_rad[None], arc)
 
 
@@ -163,6 +168,23 @@ def _parker(beta: np.ndarray, gamma: np.ndarray, arc: float) -> np.ndarray:
     first = np.sin(pi / 4 * np.clip(beta / rise, 0, 2)) ** 2
     last = np.sin(pi / 4 * np.clip((arc - beta) / fall, 0, 2)) ** 2
     return np.where(beta <= 2 * rise, first, np.where(beta >= pi + 2 * gamma, last, 1.0))
+
+
+def _noo(beta: np.ndarray, orbit: Circle, arc: float) -> np.ndarray:
+    """Noo, Defrise, Clackdoyle, Kudo, Phys. Med. Biol. 47, 2002: a ray's trust, over that of all rays along its line.
+
+    Trust falls smoothly to (nearly) 0 at the ends of the arc and at the short side of an offset panel. A line beyond
+    the short side is seen from one side only, in full turns: on an arc, only what lies nearer to the axis is right.
+    """
+    width, floor = min(FEATHER_RAD, arc / 4), 1e-3
+
+    def trust(at: np.ndarray, panel: np.ndarray) -> np.ndarray:
+        inside = np.clip(np.minimum(at, arc - at) / width, 0, 1)
+        return np.where((at >= 0) & (at <= arc) & (panel > 0), np.sin(pi / 2 * inside) ** 2 * panel + floor, 0)
+
+    here, there, gamma = _wang(orbit)[None], 1 - _wang(orbit)[None], orbit.fan_rad[None]
+    own = trust(beta, np.maximum(here, 1e-12))  # it is on the panel, even at the very edge
+    return own / (own + trust(beta + pi - 2 * gamma, there) + trust(beta - pi - 2 * gamma, there))
 
 
 def ramp(size: int, pitch_mm: float, window: str) -> np.ndarray:

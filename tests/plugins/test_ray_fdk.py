@@ -52,6 +52,15 @@ def values(x: torch.Tensor, grid: Grid) -> tuple[float, float, float]:
 WHOLE = Grid((64, 64, 64), (2.0, 2.0, 2.0))
 CUBE = Grid((36, 44, 44), (2.0, 2.0, 2.0))
 SLABS = Grid((24, 40, 56), (3.0, 2.0, 1.5), (2.0, -3.0, 5.0))
+
+
+def _offset_arc(degrees: float, offset: float) -> ConeBeamConfig:
+    """The panel's short side still sees the ball, which ends 39 mm from the axis."""
+    arc = {"orbit": "limited", "arc_degrees": degrees, "views": 360}
+    panel = {"panel": (80, 64), "pixel_mm": (3.2, 3.2), "panel_offset_mm": (0, offset)}
+    return ConeBeamConfig(source_axis_mm=500, source_panel_mm=800, **arc, **panel)
+
+
 CONE = {
     "circle": (ConeBeamConfig(views=360, source_axis_mm=500, source_panel_mm=800), WHOLE),
     "short scan": (ConeBeamConfig(views=360, source_axis_mm=500, source_panel_mm=800, orbit="short_scan"), CUBE),
@@ -81,6 +90,8 @@ CONE = {
         ),
         CUBE,
     ),
+    "offset panel on an arc": (_offset_arc(250.0, 30.0), CUBE),
+    "offset panel, nearly a turn": (_offset_arc(345.0, -30.0), CUBE),
     "anisotropic voxels": (ConeBeamConfig(views=360, source_axis_mm=500, source_panel_mm=800), SLABS),
     "isocentre elsewhere": (
         ConeBeamConfig(views=360, source_axis_mm=500, source_panel_mm=800, isocentre_mm=(-5, 10, 20)),
@@ -123,6 +134,25 @@ def test_partners_share_every_line() -> None:
     weight = fdk._wang(orbit)
     np.testing.assert_allclose(np.interp(orbit.s, orbit.s, weight)[:21] + weight[:21][::-1], 1.0, atol=1e-12)
     assert (weight[21:] > 0.99).all()
+
+
+@pytest.mark.parametrize("arc", [math.pi + 0.2, 4.0, 6.0])
+def test_partners_share_every_line_of_an_offset_panel_on_an_arc(arc: float) -> None:
+    """Noo: w(beta, gamma) and the weights of (beta + pi - 2 gamma, -gamma), (beta - pi - 2 gamma, -gamma) make 1."""
+    s = np.linspace(-40.0, 90.0, 66)  # in steps of 2 mm, as -s is
+    orbit = fdk.Circle(np.zeros(1), 500.0, 800.0, s, np.zeros(1))
+    beta = (np.arange(300)[:, None] + 0.5) * arc / 300
+    own = fdk._noo(beta, orbit, arc)
+    assert own.shape == (300, 66) and own.min() >= 0 and own.max() <= 1
+    total, twice = own.copy(), np.flatnonzero(np.abs(s) < 39)
+    for turn in (math.pi, -math.pi):
+        at = beta + turn - 2 * orbit.fan_rad
+        for k in twice:
+            seen = (at[:, k] > 0) & (at[:, k] < arc)
+            partner = np.flatnonzero(np.isclose(s, -s[k]))[0]
+            total[seen, k] += fdk._noo(at[seen, k : k + 1], orbit, arc)[:, partner]
+    np.testing.assert_allclose(total[:, twice], 1.0, atol=1e-9)
+    np.testing.assert_allclose(own[:, s > 39], 1.0)  # seen once
 
 
 def test_far_source_is_parallel_beam() -> None:
