@@ -106,7 +106,8 @@ def _data(experiment: Experiment, parts: dict[str, Any]) -> Finding:
 def _operator(experiment: Experiment, parts: dict[str, Any]) -> Finding:
     operator = experiment.operator.build(grid=parts["item"].grid)
     parts["operator"] = operator
-    return Finding("operator", None, f"{experiment.operator.name}: data of shape {tuple(operator.data_shape)}")
+    said = f"{experiment.operator.name}: data of shape {tuple(operator.data_shape)}"
+    return Finding("operator", None, said + _off_centre(operator))
 
 
 def _adjoint(experiment: Experiment, parts: dict[str, Any]) -> Finding:
@@ -259,6 +260,19 @@ def _chord_ratio(operator: ForwardOperator, projected_ones: torch.Tensor) -> flo
         long = chord > 0.5 * chord.max()
         ratios.append(projected_ones[view].double().numpy()[long] / chord[long])
     return float(np.median(np.concatenate(ratios)))
+
+
+def _off_centre(operator: ForwardOperator) -> str:
+    """Where a scan turns about another point than the middle of the grid: seldom meant, and never wrong."""
+    from pdframe.ct.scan import geometry_of
+
+    geometry = geometry_of(operator)
+    if geometry is None:
+        return ""
+    away = [i - c for i, c in zip(geometry.isocentre[::-1], operator.grid.centre, strict=True)]
+    if all(abs(a) < s / 2 for a, s in zip(away, operator.grid.spacing, strict=True)):
+        return ""
+    return f"; turns about a point ({', '.join(f'{a:.4g}' for a in away)}) mm (z, y, x) from the middle of the grid"
 
 
 def _middle(x: torch.Tensor) -> torch.Tensor:

@@ -147,6 +147,18 @@ def test_an_operator_that_admits_an_approximate_adjoint_is_not_failed_for_it(tom
     assert found["adjoint"].ok is None and "approximate" in found["adjoint"].said
 
 
+def test_a_scan_that_does_not_turn_about_the_middle_of_its_grid_is_told():
+    from pdframe.config import load
+
+    small = {"dataset": {"name": "phantom", "shape": [8, 8, 8], "spacing_mm": [8.0, 8.0, 8.0]}}
+    small |= {"operator": {"name": "cone_beam", "views": 3}, "solver": {"name": "fdk"}}
+    for isocentre, said in (([0.0, 0.0, 3.0], None), ([0.0, -20.0, 5.0], "(0, -20, 5) mm (z, y, x) from the middle")):
+        small["operator"]["isocentre_mm"] = isocentre
+        found = {f.name: f for f in doctor.prove(load(small))}
+        assert found["scale"].ok and found["adjoint"].ok and found["operator"].ok is None
+        assert (said in found["operator"].said) if said else ("middle" not in found["operator"].said)
+
+
 def test_without_data_nothing_else_is_claimed(toml):
     assert set(proofs(toml, "dataset.broken=true")) == {"data"}
 

@@ -20,7 +20,9 @@ Form = Literal["auto", "planes"]
 
 _PIXEL = "pixel pitch (row, column); default: voxel spacing (z, the finer of y and x) times the magnification"
 _FORM = '"planes" forces the torch form; "auto" takes the fast CPU form where it applies'
-_ISOCENTRE = "point (z, y, x) about which the scan turns, in the frame of the grid's centre"
+_ISOCENTRE = (
+    "point (z, y, x) about which the scan turns, in the frame of the grid's `centre`, (0, 0, 0) for a dataset's"
+)
 
 
 class ConeBeamConfig(Config):

@@ -55,9 +55,10 @@ SLABS = Grid((24, 40, 56), (3.0, 2.0, 1.5), (2.0, -3.0, 5.0))
 
 
 def _offset_arc(degrees: float, offset: float) -> ConeBeamConfig:
-    """The panel's short side still sees the ball, which ends 39 mm from the axis."""
-    arc = {"orbit": "limited", "arc_degrees": degrees, "views": 360}
-    panel = {"panel": (80, 64), "pixel_mm": (3.2, 3.2), "panel_offset_mm": (0, offset)}
+    """The ball ends 39 mm from the axis; an offset of 30 mm leaves it whole on the panel, one of 60 mm cuts it, but
+    all lines through it are seen from this side of the axis."""
+    arc = {"orbit": "limited", "arc_degrees": degrees, "views": 360, "start_degrees": 180}
+    panel = {"panel": (80, 52 if offset > 50 else 64), "pixel_mm": (3.2, 3.2), "panel_offset_mm": (0, offset)}
     return ConeBeamConfig(source_axis_mm=500, source_panel_mm=800, **arc, **panel)
 
 
@@ -92,6 +93,7 @@ CONE = {
     ),
     "offset panel on an arc": (_offset_arc(250.0, 30.0), CUBE),
     "offset panel, nearly a turn": (_offset_arc(345.0, -30.0), CUBE),
+    "offset panel, most of a turn": (_offset_arc(300.0, 60.0), CUBE),
     "anisotropic voxels": (ConeBeamConfig(views=360, source_axis_mm=500, source_panel_mm=800), SLABS),
     "isocentre elsewhere": (
         ConeBeamConfig(views=360, source_axis_mm=500, source_panel_mm=800, isocentre_mm=(-5, 10, 20)),
