@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from pdframe import layers, registry, runfolder
@@ -113,12 +113,18 @@ class Method(Config):
 class Tuning(Config):
     """How the settings of the methods are chosen, on the validation split alone, with equal effort."""
 
-    trials: int | None = Field(None, ge=1, description="settings tried for each method; this or `seconds`")
+    trials: int | None = Field(
+        None, ge=0, description="settings tried for each method; this or `seconds`. 0: no tuning, settings as written"
+    )
     seconds: float | None = Field(None, gt=0, description="solver seconds given to each method")
     metric: str = Field("psnr_db", description="what is best, averaged over the validation cases")
     goal: Literal["highest", "lowest"] = Field("highest", description="which value of the metric is best")
     seed: int = Field(0, ge=0)
     sampler: Literal["random", "optuna"] = "random"
+    seeds: tuple[int, ...] | None = Field(
+        None, min_length=1, description="noise seeds of the validation cases; default: those of the bench"
+    )
+    samples: int | None = Field(None, ge=1, description="samples that a trial draws; default: those of the method")
 
     @model_validator(mode="after")
     def _one_currency(self) -> Tuning:
@@ -161,6 +167,29 @@ class Bench(FromFile):
     smoke: dict[str, Any] = Field({}, description="laid over the bench by --smoke")
 
     _bases: dict[str, Base] = PrivateAttr(default_factory=dict)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _methods_like_others(cls, methods: Any) -> Any:
+        """A method with `like = "label"` is laid over the one of that label, which stands before it."""
+        if not isinstance(methods, list | tuple) or not all(isinstance(table, Mapping) for table in methods):
+            return methods
+        whole: list[Mapping[str, Any]] = []
+        for i, table in enumerate(methods):
+            own = {key: value for key, value in table.items() if key != "like"}
+            if "like" in table:
+                known = {other.get("label"): other for other in whole}
+                if table["like"] not in known:
+                    before = ", ".join(str(label) for label in known if label) or "none"
+                    raise _at((i, "like"), f"no method before this one is labelled {table['like']!r}; there are {before}")
+                own = layers.over(known[table["like"]], own)
+            whole.append(own)
+        return whole
+
+    @field_validator("tuning")
+    @classmethod
+    def _no_trials_is_no_tuning(cls, tuning: Tuning | None) -> Tuning | None:
+        return None if tuning is not None and tuning.trials == 0 else tuning
 
     @model_validator(mode="after")
     def _names_are_different(self) -> Bench:
@@ -223,13 +252,15 @@ class Bench(FromFile):
 
     def cases(self, split: Split = "test") -> tuple[CasePlan, ...]:
         """Problems x scans of the split x seeds, in this order."""
+        apart = split == "validation" and self.tuning is not None and self.tuning.seeds is not None
+        seeds = self.tuning.seeds if apart else self.seeds
         return tuple(
             CasePlan("--".join([*runfolder.folder_names([p.label]), *runfolder.folder_names([s.label]), f"s{seed}"]),
                      p.label, s.label, s.split, seed)
             for p in self.problem
             for s in self.scan
             if s.split == split
-            for seed in self.seeds
+            for seed in seeds
         )  # fmt: skip
 
     def resolved(self) -> dict[str, Any]:

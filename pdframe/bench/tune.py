@@ -56,7 +56,8 @@ class Candidate:
         part = self.method.part(self.problem, self.settings)
         part = replace(part, label=f"{self.method.label}, trial {self.number}")
         cases = [case for case in bench.cases("validation") if case.problem == self.problem]
-        return [RowPlan(case, part, self.method.samples) for case in cases]
+        samples = (bench.tuning and bench.tuning.samples) or self.method.samples
+        return [RowPlan(case, part, samples) for case in cases]
 
 
 def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", console: bool = False) -> TuneResult:

@@ -29,6 +29,9 @@ class DenoiserTrainingConfig(Config):
 
     root: Path = Field(description="folder that holds the scans")
     scans: list[ScanFile]
+    scan_count: int | None = Field(
+        None, ge=1, description="train on so many of `scans` only, those of the largest weight; default: all"
+    )
     validation: list[ScanFile] = Field(default=[], description="scans of other patients")
     start_from: Literal["", "shipped"] | Path = Field("", description="checkpoint whose weights to start from")
     precondition: Precondition = "edm"
@@ -41,6 +44,12 @@ class DenoiserTrainingConfig(Config):
     licence: str = ""
     compute: str = Field("", description="what the training took, for later comparisons at equal compute")
 
+    @property
+    def used(self) -> list[ScanFile]:
+        """The scans that it is trained on, in the order of the list."""
+        first = sorted(self.scans, key=lambda scan: -scan.weight)[: self.scan_count]
+        return [scan for scan in self.scans if scan in first]
+
     def card(self, card_class: type[AnyCard], unet: UNetShape, **more: object) -> AnyCard:
         """The card of what will come of it; `more` are the fields of the prior's own card."""
         return card_class(
@@ -48,7 +57,7 @@ class DenoiserTrainingConfig(Config):
             unet=unet,
             spacing_range_mm=self.grids.spacing_range_mm,
             licence=self.licence,
-            data=[{"file": s.file, "sha256": s.sha256, "cite": s.cite} for s in self.scans],
+            data=[{"file": s.file, "sha256": s.sha256, "cite": s.cite} for s in self.used],
             **more,
         )
 
@@ -67,7 +76,7 @@ class DenoiserTrainingConfig(Config):
 
     def read(self) -> tuple[list[Scan], list[Scan]]:
         """The scans to train on, and those held apart."""
-        return read_scans(self.root, self.scans), read_scans(self.root, self.validation)
+        return read_scans(self.root, self.used), read_scans(self.root, self.validation)
 
     def draw_sigma(self, rng: torch.Generator) -> float:
         """A noise level in network units, log-normal."""

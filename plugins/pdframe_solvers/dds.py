@@ -56,6 +56,9 @@ class DDSConfig(Config):
     discrepancy: Discrepancy = 1.0
     rounds: int = Field(1, ge=1, description="Rounds at each level, re-noised to the same level in between (K).")
     tilings: int = Field(1, ge=1, description="Denoiser calls averaged in each round, each with a fresh tiling (K).")
+    last_tilings: int = Field(
+        2, ge=1, description="The same at the last level, whose seams between patches no later level washes out."
+    )
     nonnegative: Nonnegative = True
 
     def build(self, prior: Prior) -> DDS:
@@ -99,8 +102,9 @@ class DDS(Solver[DDSState]):
         eta, tau, rounds = self.settings.eta, self.settings.temperature, self.settings.rounds
         x = state.x
 
+        tilings = self.settings.last_tilings if state.step + 1 == self.settings.steps else self.settings.tilings
         for k in range(rounds):
-            x0_hat = self._denoised(x, sigma, rng)
+            x0_hat = self._denoised(x, sigma, rng, tilings)
             x0, misfit, cg = self._data_step(problem, x0_hat, sigma)
 
             # DDIM (Song et al. 2021, equation 12) with DDS's reading of eta: part old noise, part fresh.
@@ -122,13 +126,13 @@ class DDS(Solver[DDSState]):
         """The ladder in the unit of x, ending in 0."""
         return noise_levels(self.settings, self.prior)
 
-    def _denoised(self, x: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
+    def _denoised(self, x: Tensor, sigma: float, rng: torch.Generator, tilings: int = 1) -> Tensor:
         """E[x0 | x], averaged over tilings."""
         level = x.new_full((x.shape[0],), sigma)
         total = self.prior.denoise(x, level, rng=rng)
-        for _ in range(self.settings.tilings - 1):
+        for _ in range(tilings - 1):
             total = total + self.prior.denoise(x, level, rng=rng)
-        return total / self.settings.tilings
+        return total / tilings
 
     def _data_step(self, problem: Problem, x0_hat: Tensor, sigma: float) -> Fit:
         """argmin |y - A x|_W^2 + gamma |x - x0_hat|^2, by a few CG steps from x0_hat.

@@ -55,6 +55,25 @@ def test_settings_come_from_the_method_then_tuning_then_the_problem(make_bench: 
     assert (fixed.settings.steps, fixed.settings.start.settings.steps) == (9, 4)
 
 
+def test_a_method_like_another_says_only_what_differs(make_bench: Make):
+    first = {"name": "dds", "label": "D", "prior": {"name": "toy_white"}, "steps": 7, "start": {"name": "toy_descent"}}
+    bench = make_bench(method=[first, {"like": "D", "label": "E", "steps": 9}, {"like": "E", "label": "F", "eta": 0.5}])
+    settings = [m.part("4 views").settings for m in bench.method]
+    assert [(s.steps, s.eta, s.start.name) for s in settings] == [
+        (7, 0.85, "toy_descent"),
+        (9, 0.85, "toy_descent"),
+        (9, 0.5, "toy_descent"),
+    ]
+    assert "like" not in bench.resolved()["method"][1]
+
+
+def test_no_trials_are_no_tuning_and_validation_may_have_seeds_of_its_own(make_bench: Make):
+    assert make_bench(tuning={"trials": 0}).tuning is None
+    scans = [{**TABLE["scan"][0], "split": "validation"}]
+    bench = make_bench(scan=scans, seeds=[0, 1, 2], tuning={"trials": 1, "seeds": [7]})
+    assert [case.seed for case in bench.cases("validation")] == [7]
+
+
 @pytest.mark.parametrize("variant", ["quick", "smoke"])
 def test_a_short_form_is_laid_over_the_bench_and_below_set(variant: str, toys: None, tmp_path: Path):
     toml = tmp_path / "b.toml"
@@ -100,6 +119,8 @@ def test_its_hash_is_of_what_makes_rows_comparable(make_bench: Make):
         ("method.0.search.steps={low=3,high=1}", "needs low < high"),
         ("method.0.label=Short", "two methods would share a folder: 'Short' and 'Short'; rename one"),
         ("method.0.label='short!'", "two methods would share a folder: 'short!' and 'Short'; rename one"),
+        ("method.0.like=none", "method.0.like: no method before this one is labelled 'none'; there are none"),
+        ("method.1.like=Shrot", "no method before this one is labelled 'Shrot'; there are "),
         ("method.0.name=toy_steered", "method.0: solver 'toy_steered' needs a `prior` table"),
         ("seeds=[1, 1]", "seeds should be different whole numbers"),
         ("scna=[]", "scna: unknown key; did you mean `scan`?"),

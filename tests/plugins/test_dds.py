@@ -65,6 +65,26 @@ def test_dds_is_its_recursion_in_closed_form(settings: dict):
     torch.testing.assert_close(got.x, want, rtol=0, atol=1e-6)
 
 
+def test_tilings_are_averaged_and_the_last_level_has_its_own():
+    calls: list[float] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Wavering(Prior):
+        """Differs from one call to the next, as a prior of tiles does."""
+
+        deviation: float = TOY.prior.deviation
+        sigma_range: tuple[float, float] = TOY.prior.sigma_range
+        mean: float = 0.0
+
+        def denoise(self, x, sigma, *, rng=None):
+            calls.append(float(sigma[0]))
+            return torch.full_like(x, float(len(calls)))
+
+    got = _solve(prior=Wavering(), steps=3, tilings=2, last_tilings=4, cg=0, discrepancy=0.0)
+    assert [calls.count(sigma) for sigma in sorted(set(calls), reverse=True)] == [2, 2, 4]
+    torch.testing.assert_close(got.x, torch.full_like(got.x, (5 + 6 + 7 + 8) / 4))
+
+
 def test_without_noise_the_proximal_weight_is_zero_and_the_data_are_met():
     settings = {"steps": 6, "cg": 40, "proximal": 1.0}
     problem = dataclasses.replace(TOY.problem, noise=NoNoise())

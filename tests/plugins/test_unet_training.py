@@ -84,3 +84,13 @@ def test_every_training_that_ships_reads_the_same_scans():
     assert [task.name for task in tasks] == ["patch3d", *TASKS]
     lists = {(task.settings.seed, tuple(task.settings.scans), tuple(task.settings.validation)) for task in tasks}
     assert len(lists) == 1 and len(tasks[0].settings.scans) > 10
+
+
+def test_a_training_on_fewer_scans_takes_those_of_the_largest_weight_and_its_card_names_no_other(two_scans, tmp_path):
+    loop = training("slice2d", two_scans)
+    scans = [{"file": "scan0.nii.gz", "weight": 0.5}, {"file": "scan1.nii.gz", "weight": 1.5}]
+    task = type(loop.task.settings).model_validate(
+        {**loop.task.settings.model_dump(exclude_unset=True), "scans": scans, "scan_count": 1}
+    )
+    built = task.build()
+    assert [entry["file"] for entry in built.card.data] == ["scan1.nii.gz"] and len(built.scans) == 1
