@@ -181,7 +181,9 @@ class Bench(FromFile):
                 known = {other.get("label"): other for other in whole}
                 if table["like"] not in known:
                     before = ", ".join(str(label) for label in known if label) or "none"
-                    raise _at((i, "like"), f"no method before this one is labelled {table['like']!r}; there are {before}")
+                    raise _at(
+                        (i, "like"), f"no method before this one is labelled {table['like']!r}; there are {before}"
+                    )
                 own = layers.over(known[table["like"]], own)
             whole.append(own)
         return whole

@@ -13,7 +13,9 @@ from pdframe.bench.rows import read_rows
 from pdframe.bench.run import run_bench
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "quality"
-BENCHES = sorted(path.name for path in FOLDER.glob("*.toml") if "\n[smoke]\n" in path.read_text() and path.stem != "small")
+BENCHES = sorted(
+    path.name for path in FOLDER.glob("*.toml") if "\n[smoke]\n" in path.read_text() and path.stem != "small"
+)
 
 
 def test_the_benches_are_there():
