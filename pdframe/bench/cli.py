@@ -91,12 +91,16 @@ def merge(into: Path, sources: tuple[Path, ...]) -> None:
 @click.option("--reference", default="", metavar="METHOD", help="Compare all others with it.  [default: the first]")
 @click.option("--metric", default="psnr_db", show_default=True, help="What the comparison is made in.")
 def report(folder: Path, reference: str, metric: str) -> None:
-    """Write report.html into the bench folder FOLDER, one page that opens offline, and table.csv, .md and .tex."""
+    """Write report.html into the bench folder FOLDER, one page that opens offline, table.csv, .md and .tex, and a
+    picture of a case of each problem."""
     from pdframe.bench.rows import read_rows
     from pdframe.report.page import write_page
+    from pdframe.report.page_data import read
+    from pdframe.report.pictures import write_pictures
     from pdframe.report.tables import write_tables
 
     write_tables(folder, read_rows(folder), reference=reference, metric=metric)
+    write_pictures(read(folder, reference, metric))
     click.echo(write_page(folder, folder / "report.html", reference=reference, metric=metric))
 
 

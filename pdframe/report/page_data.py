@@ -123,7 +123,7 @@ def _coverage_data(told: Told) -> Iterator[dict[str, Any]]:
 
 def viewer_data(told: Told) -> tuple[str, dict[str, Any], dict[str, str]] | None:
     """(what was reduced, what the viewer reads, id -> packed volume); None where there is no CT volume to show."""
-    cases = _shown(told)
+    cases = shown_cases(told)
     if not cases:
         return None
     reduction, kept, packed = embed(cases)
@@ -132,7 +132,7 @@ def viewer_data(told: Told) -> tuple[str, dict[str, Any], dict[str, str]] | None
     return reduction.sentence, {"window": list(told.window_hu), "cases": kept}, packed
 
 
-def _shown(told: Told) -> list[Shown]:
+def shown_cases(told: Told) -> list[Shown]:
     """The cases of the folder that have a truth and at least one reconstruction, as CT volumes."""
     if told.folder is None:
         return []

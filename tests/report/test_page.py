@@ -23,6 +23,8 @@ from pdframe.ct.nifti import read_nifti
 from pdframe.report import volumes
 from pdframe.report.element import Markup, join, tag
 from pdframe.report.page import SCRIPTS, write_page
+from pdframe.report.page_data import read
+from pdframe.report.pictures import write_pictures
 from pdframe.report.tables import within
 from pdframe.report.volumes import LADDER, Reduction, Shown, embed, pack
 
@@ -240,3 +242,12 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path, monkeypatch):
     assert (reduction, len(kept), kept[0]["shape"]) == (LADDER[-1], 2, [16, 8, 8])
     assert kept[0]["spacing_mm"] == [2.0, 4.0, 6.0]
     assert "the first scan of each problem; every 2nd voxel" in reduction.sentence
+
+
+def test_pictures_show_one_case_of_each_problem(demo_folder, tmp_path):
+    folder = tmp_path / "bench"
+    shutil.copytree(demo_folder, folder)
+    written = write_pictures(read(folder, "", "psnr_db"))
+    problems = {row["problem"] for row in read_rows(folder)}
+    assert len(written) == len(problems) and all(path.read_bytes()[:4] == b"\x89PNG" for path in written)
+    assert write_pictures(read(read_rows(folder), "", "psnr_db")) == []
