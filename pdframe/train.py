@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pdframe import layers
 from pdframe.config import TaskPart, read
 from pdframe.core.interface import Interface
 from pdframe.hooks import Config
@@ -45,11 +46,22 @@ class TrainConfig(Config):
 
 
 class Training(Config):
-    """What `pdframe train` reads: [train] for the loop, [task] for what is trained and on what."""
+    """What `pdframe train` reads: [train] for the loop, [task] for what is trained, [data] for what it is trained on.
+
+    What [data] may hold is the business of the task: it is the task's own setting `data`.
+    """
 
     title: str = ""
     train: TrainConfig = TrainConfig()
     task: TaskPart
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_the_task(cls, raw: Any) -> Any:
+        if not (isinstance(raw, Mapping) and "data" in raw and isinstance(raw.get("task"), Mapping)):
+            return raw
+        rest = {key: value for key, value in raw.items() if key != "data"}
+        return {**rest, "task": layers.over(raw["task"], {"data": raw["data"]})}
 
     def run(self, out_dir: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None) -> Path:
         """Train, or go on training, in `out_dir`; the path of the checkpoint."""

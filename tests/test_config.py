@@ -361,9 +361,10 @@ def test_a_training_reads_the_loop_and_its_task(foreign):
         "from pdframe.hooks import Entry, hookimpl\n@hookimpl\ndef pdframe_register():\n"
         "    return [Entry('task', 'toy_task', 'task_parts:Task', '')]\n"
     )
-    parts = "from pdframe.hooks import Config\nclass Task(Config):\n    root: str\n    def build(self): return self\n"
+    parts = "from pdframe.hooks import Config\nclass Task(Config):\n    data: dict[str, str]\n"
+    parts += "    def build(self): return self\n"
     foreign("toy-task", {"task": plugin, "task_parts": parts}, entry="task")
-    t = load_training({"task": {"name": "toy_task"}}, ["task.root=here", "train.steps=5"])
-    assert (t.train.steps, t.task.settings.root) == (5, "here")
+    t = load_training({"task": {"name": "toy_task"}}, ["data.root=here", "train.steps=5"])
+    assert (t.train.steps, t.task.settings.data) == (5, {"root": "here"})
     with pytest.raises(ConfigError, match=r"--set train.stpes=5: train.stpes: unknown key; did you mean `steps`"):
-        load_training({"task": {"name": "toy_task", "root": "x"}}, ["train.stpes=5"])
+        load_training({"task": {"name": "toy_task", "data": {"root": "x"}}}, ["train.stpes=5"])

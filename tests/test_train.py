@@ -37,6 +37,7 @@ def toml(two_scans) -> Path:
         patch = 8
         slots = 2
         refresh_steps = 6
+        [data]
         root = "."
         scans = [{file = "scan0.nii.gz"}]
         validation = [{file = "scan1.nii.gz"}]
@@ -113,10 +114,10 @@ def test_state_of_another_network_is_refused(toml, straight, tmp_path):
 
 
 def test_a_missing_or_other_scan_is_named(toml, tmp_path):
-    with pytest.raises(FileNotFoundError, match="task.root"):
-        load_training(toml, ['task.scans=[{file="none.nii.gz"}]']).run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="data.root"):
+        load_training(toml, ['data.scans=[{file="none.nii.gz"}]']).run(tmp_path)
     with pytest.raises(ValueError, match="SHA-256 differs"):
-        load_training(toml, [f'task.scans=[{{file="scan0.nii.gz", sha256="{"0" * 64}"}}]']).run(tmp_path)
+        load_training(toml, [f'data.scans=[{{file="scan0.nii.gz", sha256="{"0" * 64}"}}]']).run(tmp_path)
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero():

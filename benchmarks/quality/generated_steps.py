@@ -1,11 +1,11 @@
-"""Volumes drawn from the shipped prior alone in 10, 20, 50 and 100 steps: how far they are from real ones, and a picture.
+"""Volumes drawn from the shipped prior alone in 10, 20, 50, 100 steps: how far they are from real ones, and a picture.
 
     python benchmarks/quality/generated_steps.py FOLDER
 
-FOLDER holds train/ with scans that the prior was trained on. The paper's figure 5 asks how many steps a generated volume
-needs. With a handful of scans to compare with, no distance of distributions of volumes means much; that of distributions
-of single voxels, and of the difference between neighbours, does: real scans differ by the last column among themselves.
-Writes generated_steps.md and generated_steps.png beside itself.
+FOLDER holds train/ with scans that the prior was trained on. The paper's figure 5 asks how many steps a generated
+volume needs. With a handful of scans to compare with, no distance of distributions of volumes means much; that of
+distributions of single voxels, and of the difference between neighbours, does: the real scans differ among themselves
+too, by what the first lines of the table's text say. Writes generated_steps.md and generated_steps.png beside itself.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def main(folder: Path) -> None:
     draw_slices(HERE / "generated_steps.png", rows, GRID, window=Window(-1000, 400))
     (HERE / "generated_steps.md").write_text(
         "# Steps of a generated volume\n\n"
-        f"64^3 voxels of 4 mm, shipped weights, {len(SEEDS)} volumes for each number of steps against {len(scans)} training\n"
-        "chests (`generated_steps.py`). Distance: Wasserstein-1 of the values of single voxels, and of the differences of\n"
-        f"neighbours, in HU; among the chests themselves {real[0]:.0f} and {real[1]:.1f}.\n\n"
+        f"64^3 voxels of 4 mm, shipped weights, {len(SEEDS)} volumes for each number of steps against {len(scans)}\n"
+        "training chests (`generated_steps.py`). Distance: Wasserstein-1 of the values of single voxels, and of the\n"
+        f"differences of neighbours, in HU; among the chests themselves {real[0]:.0f} and {real[1]:.1f}.\n\n"
         "| steps | values, HU | differences, HU | seconds a volume |\n|---|---|---|---|\n" + "\n".join(lines) + "\n\n"
         "![Slices](generated_steps.png)\n"
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pdframe.core.seeds import generator
 from pdframe.ct.checkpoint import SHIPPED, AnyCard, NetworkCard, load_checkpoint, save_checkpoint
-from pdframe.ct.training_set import GridRange, Scan, ScanFile, read_scans
+from pdframe.ct.training_set import GridRange, Scan, TrainingScans, read_scans
 from pdframe.hooks import Config
 from pdframe.nn.precondition import Precondition, loss_weight
 from pdframe.nn.unet import CHANNELS_LAST, UNetShape
@@ -27,12 +27,7 @@ Example = TypeVar("Example")
 class DenoiserTrainingConfig(Config):
     """What a CT denoiser is trained on; the loop's settings are in [train]. A prior's own task adds its network's."""
 
-    root: Path = Field(description="folder that holds the scans")
-    scans: list[ScanFile]
-    scan_count: int | None = Field(
-        None, ge=1, description="train on so many of `scans` only, those of the largest weight; default: all"
-    )
-    validation: list[ScanFile] = Field(default=[], description="scans of other patients")
+    data: TrainingScans
     start_from: Literal["", "shipped"] | Path = Field("", description="checkpoint whose weights to start from")
     precondition: Precondition = "edm"
     sigma_mean: float = Field(-0.8, description="mean of log sigma in network units (500 HU)")
@@ -44,12 +39,6 @@ class DenoiserTrainingConfig(Config):
     licence: str = ""
     compute: str = Field("", description="what the training took, for later comparisons at equal compute")
 
-    @property
-    def used(self) -> list[ScanFile]:
-        """The scans that it is trained on, in the order of the list."""
-        first = sorted(self.scans, key=lambda scan: -scan.weight)[: self.scan_count]
-        return [scan for scan in self.scans if scan in first]
-
     def card(self, card_class: type[AnyCard], unet: UNetShape, **more: object) -> AnyCard:
         """The card of what will come of it; `more` are the fields of the prior's own card."""
         return card_class(
@@ -57,7 +46,7 @@ class DenoiserTrainingConfig(Config):
             unet=unet,
             spacing_range_mm=self.grids.spacing_range_mm,
             licence=self.licence,
-            data=[{"file": s.file, "sha256": s.sha256, "cite": s.cite} for s in self.used],
+            data=[{"file": s.file, "sha256": s.sha256, "cite": s.cite} for s in self.data.used],
             **more,
         )
 
@@ -76,7 +65,7 @@ class DenoiserTrainingConfig(Config):
 
     def read(self) -> tuple[list[Scan], list[Scan]]:
         """The scans to train on, and those held apart."""
-        return read_scans(self.root, self.used), read_scans(self.root, self.validation)
+        return read_scans(self.data.root, self.data.used), read_scans(self.data.root, self.data.validation)
 
     def draw_sigma(self, rng: torch.Generator) -> float:
         """A noise level in network units, log-normal."""

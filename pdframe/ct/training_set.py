@@ -35,6 +35,23 @@ class ScanFile(Config):
     cite: str = ""
 
 
+class TrainingScans(Config):
+    """What a CT denoiser is trained on: [data] of a training's TOML."""
+
+    root: Path = Field(description="folder that holds the scans")
+    scans: list[ScanFile]
+    scan_count: int | None = Field(
+        None, ge=1, description="train on so many of `scans` only, those of the largest weight; default: all"
+    )
+    validation: list[ScanFile] = Field(default=[], description="scans of other patients")
+
+    @property
+    def used(self) -> list[ScanFile]:
+        """The scans that it is trained on, in the order of the list."""
+        first = sorted(self.scans, key=lambda scan: -scan.weight)[: self.scan_count]
+        return [scan for scan in self.scans if scan in first]
+
+
 class GridRange(Config):
     """How training grids are drawn: one half like the `chest-v1` protocol (isotropic cube), one half at large."""
 
@@ -96,7 +113,7 @@ def read_scans(root: Path, listed: Sequence[ScanFile]) -> list[Scan]:
     for entry in listed:
         path = root / entry.file
         if not path.is_file():
-            raise FileNotFoundError(f"training scan {path} is missing: point data at it with --set task.root=FOLDER")
+            raise FileNotFoundError(f"training scan {path} is missing: point data at it with --set data.root=FOLDER")
         if entry.sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
             raise ValueError(f"{path} is not the file that the TOML lists (SHA-256 differs)")
         item = read_nifti(path)

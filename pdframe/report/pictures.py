@@ -1,4 +1,4 @@
-"""Pictures of a bench to be shown where a page cannot: for each problem, one case, slices of every method, error maps."""
+"""Pictures of a bench for where no page can be shown: of each problem one case, slices of all methods, error maps."""
 
 from __future__ import annotations
 

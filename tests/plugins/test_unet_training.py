@@ -14,6 +14,7 @@ from pdframe.core.prior import prior_on
 from pdframe.train import load_training
 
 TASKS = ("slice2d", "blend3", "volume3d")
+SCANS = [{"file": "scan0.nii.gz", "cite": "made here", "weight": 0.5}, {"file": "scan1.nii.gz"}]
 
 
 def training(name: str, root: Path, **loop: object):
@@ -23,12 +24,12 @@ def training(name: str, root: Path, **loop: object):
         "preset": "tiny",
         "slots": 2,
         "refresh_steps": 6,
-        "root": str(root),
-        "scans": [{"file": "scan0.nii.gz", "cite": "made here"}],
-        "validation": [{"file": "scan1.nii.gz"}],
         "grids": {"protocol_mm": 5.0, "protocol_voxels": 16, "extent_mm": [60.0, 90.0]},
     }
-    return load_training({"train": settings | {"checkpoint_every_s": 1e-9, "device": "cpu"} | loop, "task": task})
+    data = {"root": str(root), "scans": SCANS[:1], "validation": SCANS[1:]}
+    return load_training(
+        {"data": data, "train": settings | {"checkpoint_every_s": 1e-9, "device": "cpu"} | loop, "task": task}
+    )
 
 
 def rows(out: Path, key: str) -> list:
@@ -80,17 +81,16 @@ def test_the_draws_are_the_same_however_the_batch_is_split(name, two_scans):
 
 def test_every_training_that_ships_reads_the_same_scans():
     folder = Path(__file__).parents[2] / "benchmarks" / "quality"
-    tasks = [load_training(folder / f"train_{name}.toml", ["task.root=anywhere"]).task for name in ("patch3d", *TASKS)]
+    tasks = [load_training(folder / f"train_{name}.toml", ["data.root=anywhere"]).task for name in ("patch3d", *TASKS)]
     assert [task.name for task in tasks] == ["patch3d", *TASKS]
-    lists = {(task.settings.seed, tuple(task.settings.scans), tuple(task.settings.validation)) for task in tasks}
-    assert len(lists) == 1 and len(tasks[0].settings.scans) > 10
+    lists = {
+        (task.settings.seed, tuple(task.settings.data.scans), tuple(task.settings.data.validation)) for task in tasks
+    }
+    assert len(lists) == 1 and len(tasks[0].settings.data.scans) > 10
 
 
-def test_a_training_on_fewer_scans_takes_those_of_the_largest_weight_and_its_card_names_no_other(two_scans, tmp_path):
-    loop = training("slice2d", two_scans)
-    scans = [{"file": "scan0.nii.gz", "weight": 0.5}, {"file": "scan1.nii.gz", "weight": 1.5}]
-    task = type(loop.task.settings).model_validate(
-        {**loop.task.settings.model_dump(exclude_unset=True), "scans": scans, "scan_count": 1}
-    )
-    built = task.build()
-    assert [entry["file"] for entry in built.card.data] == ["scan1.nii.gz"] and len(built.scans) == 1
+def test_a_training_on_fewer_scans_takes_those_of_the_largest_weight_and_its_card_names_no_other(two_scans):
+    data = training("slice2d", two_scans).task.settings.data
+    one = data.model_copy(update={"scans": [*data.scans, *data.validation], "scan_count": 1})
+    task = training("slice2d", two_scans).task.settings.model_copy(update={"data": one}).build()
+    assert [entry["file"] for entry in task.card.data] == ["scan1.nii.gz"] and len(task.scans) == 1
