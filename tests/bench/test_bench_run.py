@@ -279,6 +279,18 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def test_a_timing_pass_runs_those_again_that_ran_beside_others_and_changes_nothing_but_time(
+    finished: Path, make_bench: Make, tmp_path: Path
+):
+    folder = tmp_path / "bench"
+    run_bench(make_bench("executor.workers=2"), out_dir=folder)
+    assert not any(row["timing"] for row in read_row_files(folder))
+    timed = run_bench(make_bench("executor.workers=2"), out_dir=folder, timing=True)
+    assert timed.ran == timed.rows and all(row["timing"] for row in read_row_files(folder))
+    assert run_bench(make_bench("executor.workers=2"), out_dir=folder, timing=True).ran == 0
+    assert results(folder) == results(finished)
+
+
 def test_merging_what_two_machines_ran_gives_the_whole(finished: Path, tmp_path: Path):
     parts = []
     for name, gone in (("a", "descent"), ("b", "short")):
