@@ -57,7 +57,9 @@ class DDSConfig(Config):
     rounds: int = Field(1, ge=1, description="Rounds at each level, re-noised to the same level in between (K).")
     tilings: int = Field(1, ge=1, description="Denoiser calls averaged in each round, each with a fresh tiling (K).")
     last_tilings: int = Field(
-        2, ge=1, description="The same at the last level, whose seams between patches no later level washes out."
+        2,
+        ge=1,
+        description="At least so many at the last level, whose seams between patches no later level washes out.",
     )
     nonnegative: Nonnegative = True
 
@@ -102,7 +104,8 @@ class DDS(Solver[DDSState]):
         eta, tau, rounds = self.settings.eta, self.settings.temperature, self.settings.rounds
         x = state.x
 
-        tilings = self.settings.last_tilings if state.step + 1 == self.settings.steps else self.settings.tilings
+        last = state.step + 1 == self.settings.steps
+        tilings = max(self.settings.tilings, self.settings.last_tilings if last else 1)
         for k in range(rounds):
             x0_hat = self._denoised(x, sigma, rng, tilings)
             x0, misfit, cg = self._data_step(problem, x0_hat, sigma)
