@@ -19,8 +19,8 @@ Start = Annotated[
     Field(
         description="Start from the prior's mean; or warm from the operator's pseudo-inverse of y (FDK for a cone "
         'beam), or from what another solver finds ({name = "admm_tv", weight = 5e-5}). Where the solver has noise '
-        "levels, noise of the first is added: a warm start is of use with sigma_max of 1 or less. What it costs is "
-        "counted."
+        "levels, noise of the first is added: at a sigma_max of more than about 4 little of a warm start is left. What "
+        "it costs is counted."
     ),
 ]
 

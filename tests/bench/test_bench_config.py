@@ -60,8 +60,8 @@ def test_a_method_like_another_says_only_what_differs(make_bench: Make):
     bench = make_bench(method=[first, {"like": "D", "label": "E", "steps": 9}, {"like": "E", "label": "F", "eta": 0.5}])
     settings = [m.part("4 views").settings for m in bench.method]
     assert [(s.steps, s.eta, s.start.name) for s in settings] == [
-        (7, 0.85, "toy_descent"),
-        (9, 0.85, "toy_descent"),
+        (7, 1.0, "toy_descent"),
+        (9, 1.0, "toy_descent"),
         (9, 0.5, "toy_descent"),
     ]
     assert "like" not in bench.resolved()["method"][1]

@@ -17,9 +17,17 @@ from pdframe.core.seeds import generator
 from pdframe.core.solve import Status, posterior, solve
 from pdframe.testing.toys import GaussianPrior
 
+#: A sampler with every part of the algorithm at work, from pure noise.
+FROM_NOISE = {"start": "noise", "steps": 30, "sigma_max": 10.0, "sigma_min": 0.02, "eta": 0.85, "temperature": 1.0}
+FROM_NOISE |= {"cg": 10, "weighting": "statistical", "proximal": 0.0, "discrepancy": 1.0}
+
+
+def _config(**settings: object) -> DDSConfig:
+    return DDSConfig(**{**FROM_NOISE, "nonnegative": False, **settings})
+
 
 def _solve(problem: Problem = TOY.problem, prior: Prior = TOY.prior, seed: int = 0, **settings: object):
-    solver = DDSConfig(**{"nonnegative": False, **settings}).build(prior=prior)
+    solver = _config(**settings).build(prior=prior)
     return solve(problem, solver, rng=generator(seed, "test"))
 
 
@@ -59,7 +67,7 @@ def _recursion(settings: DDSConfig, weights: torch.Tensor, noiseless: bool = Fal
 )
 def test_dds_is_its_recursion_in_closed_form(settings: dict):
     weights = torch.full((ROWS,), 1 / TOY.problem.noise.deviation**2, dtype=torch.float64)
-    want = _recursion(DDSConfig(**settings), weights)
+    want = _recursion(_config(**settings), weights)
     got = _solve(**settings)
     assert got.status is Status.finished and len(got.trace) == settings["steps"]
     torch.testing.assert_close(got.x, want, rtol=0, atol=1e-6)
@@ -91,7 +99,7 @@ def test_without_noise_the_proximal_weight_is_zero_and_the_data_are_met():
     got = _solve(problem, **settings)
     torch.testing.assert_close(problem.operator.forward(got.x).flatten(), Y, rtol=0, atol=1e-6)
     few = {"steps": 6, "cg": 4, "proximal": 1.0}
-    want = _recursion(DDSConfig(**few), torch.ones(ROWS, dtype=torch.float64), noiseless=True)
+    want = _recursion(_config(**few), torch.ones(ROWS, dtype=torch.float64), noiseless=True)
     torch.testing.assert_close(_solve(problem, **few).x, want, rtol=0, atol=1e-6)
 
 
@@ -102,7 +110,7 @@ def test_weights_follow_the_noise_model_or_its_mean():
     inverse = noise.inverse_variance(Y)
     uniform = torch.full_like(inverse, float(1 / (1 / inverse).mean()))
     for weighting, weights in (("statistical", inverse), ("none", uniform)):
-        want = _recursion(DDSConfig(**settings), weights)
+        want = _recursion(_config(**settings), weights)
         torch.testing.assert_close(_solve(problem, weighting=weighting, **settings).x, want, rtol=0, atol=1e-6)
 
 
@@ -124,7 +132,7 @@ def test_levels_are_in_prior_deviations_and_stay_in_the_priors_range():
 def test_a_warm_start_begins_at_the_pseudoinverse():
     from pdframe.core.operator import pseudoinverse
 
-    solver = DDSConfig(start="pseudoinverse", sigma_max=0.5).build(prior=TOY.prior)
+    solver = _config(start="pseudoinverse", sigma_max=0.5).build(prior=TOY.prior)
     state = solver.init(TOY.problem, generator(0))
     want = pseudoinverse(TOY.problem.operator, TOY.problem.y).clamp_min(0)
     torch.testing.assert_close(state.x0, want)
@@ -158,7 +166,7 @@ def test_the_estimate_is_nonnegative_unless_told_otherwise():
 
 def test_samples_are_near_the_posterior_and_their_bias_is_recorded(record_property):
     """The sampler is biased; this says by how much at most. benchmarks/quality/sampler_bias.py has the full table."""
-    solver = DDSConfig(nonnegative=False).build(prior=TOY.prior)
+    solver = _config().build(prior=TOY.prior)
     drawn = posterior(TOY.problem, solver, samples=60, seed=1)
     sure = TOY.posterior_covariance.diagonal().sqrt().reshape(TOY.truth.shape)
     bias = float(((drawn.mean - TOY.posterior_mean) / sure).square().mean().sqrt())
