@@ -17,6 +17,7 @@ from torch import Tensor
 from pdframe.core.grid import Grid
 from pdframe.core.seeds import generator
 from pdframe.ct.checkpoint import NetworkCard
+from pdframe.ct.couch import with_couch
 from pdframe.ct.nifti import read_nifti
 from pdframe.ct.resample import resample
 from pdframe.ct.units import attenuation_to_hu
@@ -64,6 +65,7 @@ class GridRange(Config):
     zoom: float = Field(0.12, ge=0, description="spread of the log of a pretended change of the patient's size")
     finest_z: float = Field(0.6, gt=0, description="finest z spacing, as a fraction of the scan's slice distance")
     contrast: float = Field(0.03, ge=0, description="spread of a scaling of (HU + 1000)")
+    couch_share: float = Field(0.0, ge=0, le=1, description="share of volumes that get a made-up couch below the body")
 
     @property
     def spacing_range_mm(self) -> tuple[float, float]:
@@ -176,6 +178,8 @@ def draw_volume(scans: Sequence[Scan], grids: GridRange, card: NetworkCard, rng:
     values = scan.on(Grid(shape, tuple(sampled), centre), card)
     stretch = 1 + grids.contrast * (2 * float(_uniform(rng)) - 1)
     values = (values - card.air) * stretch + card.air
+    if grids.couch_share and _uniform(rng) < grids.couch_share:
+        values = with_couch(values, declared, card, rng)
     if _uniform(rng) < 0.5:
         values = values.flip(-1)
     return Volume(values.contiguous(), declared)
