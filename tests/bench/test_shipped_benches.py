@@ -36,9 +36,10 @@ def test_its_smoke_form_leaves_a_row_of_every_method(name: str, tmp_path: Path):
     bench = load_bench(FOLDER / name, variant="smoke")
     run_bench(bench, out_dir=tmp_path / "bench", variant="smoke")
     rows = read_rows(tmp_path / "bench")
-    assert [row["method"] for row in rows if row["estimate"] == "sample"] or rows
     told = {row["method"]: f"{row['status']}: {row['reason']}" for row in rows if not row["metrics"]}
-    assert not told
+    # A prior without weights in this installation says so in its row; every other method has to work.
+    assert all("this installation came without" in line for line in told.values()), told
     assert {row["method"] for row in rows} == {method.label for method in bench.method}
-    assert all(math.isfinite(row["metrics"]["psnr_db"]) for row in rows)
+    assert all(math.isfinite(row["metrics"]["psnr_db"]) for row in rows if row["metrics"])
+    assert len(told) < len(bench.method)
     shutil.rmtree(tmp_path / "bench")
