@@ -194,6 +194,8 @@ def test_ctrl_c_stops_a_real_process(tmp_path, site):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
