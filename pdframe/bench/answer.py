@@ -61,6 +61,7 @@ def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
         if prior is not None:
             watched.enter_context(guard.watch_calls(prior, ("denoise",)))
         solver = part.build(**context, prior=prior)
+        forget_other_attempts(folder, fingerprint(prior, solver))
         guard.watch_randomness()
         keep = _Keeper(folder, job.curve_points, solver.total_steps)
         found = solutions.draw(
@@ -80,6 +81,15 @@ def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
         return Outcome("unfair", offence, machine=facts)
     sha256 = fingerprint(prior) if prior is not None else ""
     return _outcome(found, keep.points(found[0]), prior_sha256=sha256, machine=facts)
+
+
+def forget_other_attempts(folder: Path, made_with: str) -> None:
+    """Removes what a killed attempt at this job left, if its prior or solver was another: weights may be new since."""
+    mark = folder / "made_with"
+    if not mark.is_file() or mark.read_text() != made_with:
+        for left in (*folder.glob("checkpoint_*"), *folder.glob("point_*")):
+            left.unlink()
+        runfolder.write(mark, made_with)
 
 
 def _outcome(found: list[Solution], points: tuple[Point, ...], **more: Any) -> Outcome:

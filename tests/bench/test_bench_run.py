@@ -22,6 +22,7 @@ from toy_bench import SITE, TABLE, lasting
 
 import pdframe
 from pdframe.bench import process
+from pdframe.bench.answer import forget_other_attempts
 from pdframe.bench.config import Bench, load_bench
 from pdframe.bench.job import Job
 from pdframe.bench.merge import merge
@@ -345,3 +346,12 @@ def test_the_commands(finished: Path, copy: Path, tmp_path: Path):
     done = CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--quick"])
     assert done.exit_code == 2 and "there is no [quick] table" in done.stderr
     assert pdframe.entries("executor")
+
+
+def test_what_a_killed_attempt_left_is_used_again_only_with_the_same_prior_and_solver(tmp_path: Path):
+    left = [tmp_path / "checkpoint_0.safetensors", tmp_path / "point_3.safetensors"]
+    for made_with, kept in (("old weights", False), ("old weights", True), ("new weights", False)):
+        for path in left:
+            path.touch()
+        forget_other_attempts(tmp_path, made_with)
+        assert [path.exists() for path in left] == [kept, kept]
