@@ -61,7 +61,7 @@ def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
         if prior is not None:
             watched.enter_context(guard.watch_calls(prior, ("denoise",)))
         solver = part.build(**context, prior=prior)
-        forget_other_attempts(folder, fingerprint(prior, solver))
+        forget_other_attempts(folder, fingerprint(solver))
         guard.watch_randomness()
         keep = _Keeper(folder, job.curve_points, solver.total_steps)
         found = solutions.draw(
