@@ -35,11 +35,15 @@ from pdframe.report.table import in_short
 
 @dataclass(frozen=True)
 class RowPlan:
-    """One method on one case: a row that is to be there. `part` is the solver with the settings for this problem."""
+    """One method on one case: a row that is to be there. `part` is the solver with the settings for this problem.
+
+    trials: how many trials of tuning the settings come from; 0 if they are as written.
+    """
 
     case: CasePlan
     part: Part
     samples: int = 1
+    trials: int = 0
 
     @property
     def id(self) -> str:
@@ -177,6 +181,7 @@ class Driver:
             "solver_seconds": sum(u.seconds for u in outcome.usage) if outcome.usage else None,
             "timing": self.executor.alone,
             "config": plan.config,
+            "trials": plan.trials,
             "budget": self.bench.budget.model_dump(exclude_none=True),
             "timeout_s": self.bench.timeout_s,
             "memory_limit_gib": self.bench.memory_limit_gib,

@@ -81,6 +81,19 @@ def tuned(bench: Bench, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return nothing
 
 
+def trials_spent(bench: Bench, folder: Path) -> dict[str, dict[str, int]]:
+    """Method -> problem -> how many trials of tuning its settings come from; 0 where they are as written."""
+    lock = read_lock(bench, folder) if bench.tuning else None
+    known = lock["methods"] if lock else {}
+    return {
+        m.label: {
+            p.label: known[m.label]["chosen"][p.label]["trials"] if m.search and m.label in known else 0
+            for p in bench.problem
+        }
+        for m in bench.method
+    }
+
+
 def as_written(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings out of a JSON file as the choices that the bench's TOML wrote: a path knows its folder again."""
     found = {}

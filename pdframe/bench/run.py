@@ -10,9 +10,9 @@ from pathlib import Path
 import tomli_w
 
 from pdframe import registry, runfolder
-from pdframe.bench.config import Bench, Split, bench_sha256
+from pdframe.bench.config import Bench, CasePlan, Method, Split, bench_sha256
 from pdframe.bench.driver import Driver, RowPlan, freeze_cases
-from pdframe.bench.lock import tuned
+from pdframe.bench.lock import trials_spent, tuned
 from pdframe.bench.rows import BENCH
 from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
@@ -79,10 +79,15 @@ def freeze_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = ""
 def _opened(bench: Bench, folder: Path, progress: Progress) -> list[RowPlan]:
     """Every row of the test split, with what tuning chose."""
     progress.say(f"{bench.title or folder.name}\nbench folder {folder}")
-    chosen = tuned(bench, folder)
+    chosen, trials = tuned(bench, folder), trials_spent(bench, folder)
     write_head(bench, folder)
+
+    def plan(case: CasePlan, method: Method) -> RowPlan:
+        part = method.part(case.problem, chosen[method.label][case.problem])
+        return RowPlan(case, part, method.samples, trials[method.label][case.problem])
+
     return [
-        RowPlan(case, method.part(case.problem, chosen[method.label][case.problem]), method.samples)
+        plan(case, method)
         for case in bench.cases("test")
         for method in bench.method
     ]

@@ -51,7 +51,8 @@ class Line:
 
     metrics: intervals by name; empty if every case failed. residual: of the data, 1 if as large as the noise.
     ended: status -> number of cases. failures: "status: reason" -> the cases ("scan, seed 0") that failed so.
-    timing: False if a row ran beside others, so that its seconds are not to be compared.
+    timing: False if a row ran beside others, so that its seconds are not to be compared. trials: of tuning that its
+    settings come from, 0 if they are as written, None if the rows do not say.
     """
 
     problem: str
@@ -64,6 +65,7 @@ class Line:
     ended: Mapping[str, int]
     failures: Mapping[str, Sequence[str]]
     timing: bool
+    trials: int | None = None
     difference: Difference | None = None
 
     @property
@@ -172,6 +174,7 @@ def _line(problem: str, method: str, estimate: str, rows: Sequence[Row]) -> Line
         ended=Counter(row["status"] for row in (*mine, *lost.values())),
         failures=_failures(lost),
         timing=all(row["timing"] for row in mine),
+        trials=max((row["trials"] for row in own if row.get("trials") is not None), default=None),
     )
 
 

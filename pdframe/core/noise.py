@@ -65,6 +65,6 @@ class PhotonNoise(Noise):
         return (-torch.log(counts.clamp_min(0.5) / self.photons)).to(clean)
 
     def inverse_variance(self, y: Tensor) -> Tensor:
-        """Delta method: var(log N) = (N + electronic^2) / N^2 (Thibault et al., Med. Phys. 2006)."""
+        """Delta method: var(log N) = (N + electronic^2) / N^2 (Thibault et al., Proc. SPIE 6065, 2006)."""
         counts = self.photons * torch.exp(-y)
         return counts**2 / (counts + self.electronic**2)

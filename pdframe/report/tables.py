@@ -142,6 +142,8 @@ def _grid(summary: Summary, problem: str, lines: Sequence[Line]) -> Grid:
     columns["p (Holm)"] = lambda line: "-" if line.difference is None else f"{line.difference.p_holm:.2g}"
     columns["data residual"] = lambda line: within(line.residual, "residual")
     columns |= {heading(c): (lambda line, c=c: _cost(line, c)) for c in CURRENCIES}
+    if any(line.trials for line in lines):
+        columns["tuning trials"] = lambda line: "-" if line.trials is None else str(line.trials)
     columns["cases"] = cases_of
     columns["ended"] = lambda line: ", ".join(f"{status.replace('_', ' ')} ({n})" for status, n in line.ended.items())
     cells = [list(columns), *([cell(line) for cell in columns.values()] for line in lines)]
@@ -232,7 +234,7 @@ def _calibration_cells(problem: str, method: str, cases: Mapping[Case, Mapping[s
 def _flat(line: Line, summary: Summary, metrics: Sequence[str]) -> dict[str, Any]:
     first = next(iter(line.metrics.values()), None)
     flat: dict[str, Any] = {"problem": line.problem, "method": line.method, "estimate": line.estimate}
-    flat |= {"samples": line.samples, "split": summary.split}
+    flat |= {"samples": line.samples, "trials": line.trials, "split": summary.split}
     flat |= {key: getattr(first, key, 0) for key in ("patients", "seeds", "cases")}
     flat |= {"failed": line.failed, "timing": line.timing}
     for name in metrics:

@@ -10,9 +10,12 @@ import pytest
 
 from pdframe import runfolder
 from pdframe.bench.config import Bench, load_bench
+from pdframe.bench.rows import read_rows
 from pdframe.bench.run import run_bench
+from pdframe.bench.summary import summarise
 from pdframe.bench.tune import tune_bench
 from pdframe.mistakes import ConfigError
+from pdframe.report.tables import grids_of
 
 #: A solver that answers with one grey value, and an executor that runs jobs in this process and can be made to die.
 PLUGIN = """
@@ -194,7 +197,10 @@ def test_no_test_scan_is_opened_before_the_lock_and_then_with_what_was_chosen(be
         chosen = lock["methods"][method]["chosen"]["three"]["settings"]
         row = runfolder.read_json(tmp_path / "rows" / "three--t--s1" / method.lower() / "row.json")
         assert row["config"]["level"] == chosen.get("level", DEFAULT)
+        assert row["trials"] == 3
     assert any(lock["methods"][m]["chosen"]["three"]["settings"] for m in "AB")
+    head, *lines = grids_of(summarise(read_rows(tmp_path), metric="rmse_hu"))[0].cells
+    assert [line[head.index("tuning trials")] for line in lines] == ["3", "3", "0"]
 
 
 def test_nothing_is_tuned_after_a_test_row(grey, tmp_path):
