@@ -86,11 +86,7 @@ def _opened(bench: Bench, folder: Path, progress: Progress) -> list[RowPlan]:
         part = method.part(case.problem, chosen[method.label][case.problem])
         return RowPlan(case, part, method.samples, trials[method.label][case.problem])
 
-    return [
-        plan(case, method)
-        for case in bench.cases("test")
-        for method in bench.method
-    ]
+    return [plan(case, method) for case in bench.cases("test") for method in bench.method]
 
 
 def default_folder(bench: Bench, variant: str = "") -> Path:
