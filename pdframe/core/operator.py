@@ -1,15 +1,20 @@
-"""The contract of a forward operator, and what follows from it: gradients, norm, pseudo-inverse."""
+"""The contract of a forward operator, and what follows from it: gradients, norm, pseudo-inverse, data step."""
 
 from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pdframe.core.grid import Grid
 from pdframe.core.interface import Interface
+
+if TYPE_CHECKING:
+    from pdframe.core.linalg import LeastSquares
 
 
 class ForwardOperator(Interface):
@@ -67,16 +72,49 @@ def apply_adjoint(operator: ForwardOperator, y: Tensor) -> Tensor:
     return _Linear.apply(y, operator, True)
 
 
-@functools.singledispatch
 def pseudoinverse(operator: ForwardOperator, y: Tensor) -> Tensor:
     """An approximate inverse of A applied to y; same unit as x.
 
-    The default runs 20 conjugate-gradient steps on the least-squares problem. An operator with a direct inverse
-    registers it: `@pseudoinverse.register(MyOperator)`. A cone beam registers FDK.
+    The operator's direct inverse; where it has none, 20 conjugate-gradient steps on the least-squares problem.
     """
     from pdframe.core.linalg import cgls
 
-    return cgls(operator, y, iterations=20).x
+    inverse = direct_inverse(operator)
+    return cgls(operator, y, iterations=20).x if inverse is None else inverse(y)
+
+
+@functools.singledispatch
+def direct_inverse(operator: ForwardOperator) -> Callable[[Tensor], Tensor] | None:
+    """y -> x in closed form, at the cost of about one adjoint; None, the default, if the operator has no such thing.
+
+    An operator that has one registers it: `@direct_inverse.register` on a function of it. A cone beam on a circle
+    answers with FDK, on a helix with None.
+    """
+    return None
+
+
+@functools.singledispatch
+def prox(
+    operator: ForwardOperator,
+    y: Tensor,
+    *,
+    centre: Tensor,
+    damping: float,
+    iterations: int,
+    x0: Tensor | None = None,
+    weights: Tensor | None = None,
+    target: float | Tensor = 0.0,
+) -> LeastSquares:
+    """The data step of splitting methods: argmin |y - A x|_W^2 + damping |x - centre|^2.
+
+    The default is `pdframe.core.linalg.cgls` with these arguments, from x0 (or the centre). An operator whose normal
+    equations have a closed solution (a mask, a Fourier transform, a blur) registers it, and all solvers take it.
+    """
+    from pdframe.core.linalg import cgls
+
+    start = centre if x0 is None else x0
+    settings = {"centre": centre, "damping": damping, "weights": weights, "target": target}
+    return cgls(operator, y, iterations=iterations, x0=start, **settings)
 
 
 @functools.singledispatch

@@ -184,7 +184,8 @@ class _Loop:
         return None
 
     def _keep(self, step: int, state: Any, trace: tuple[dict[str, float], ...]) -> None:
-        self.progress = self.solver.view(state)
+        with self.meter.clock("seconds"):
+            self.progress = self.solver.view(state)
         self.snapshot = Snapshot(step, state, self.rng.get_state(), self.meter.usage, trace)
 
     def _ended(self) -> Status | None:

@@ -1,4 +1,4 @@
-"""Direct inversion by the operator's pseudo-inverse: `fdk` for cone beams, `fbp` for parallel and fan beams."""
+"""Direct inversion: `fdk` for cone beams, `fbp` for parallel and fan beams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pdframe.core.operator import ForwardOperator, pseudoinverse
+from pdframe.core.operator import ForwardOperator, direct_inverse
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
@@ -44,7 +44,7 @@ class DirectState:
 
 @dataclass(frozen=True)
 class Direct(Solver[DirectState]):
-    """x = pseudo-inverse of A applied to y, in one step."""
+    """x = the operator's direct inverse of y, in one step. ValueError if it has none."""
 
     nonnegative: bool
 
@@ -56,7 +56,13 @@ class Direct(Solver[DirectState]):
         return DirectState(problem.y.new_zeros(*problem.y.shape[:2], *problem.operator.grid.shape), False)
 
     def step(self, problem: Problem, state: DirectState, rng: torch.Generator) -> DirectState:
-        x = pseudoinverse(problem.operator, problem.y)
+        inverse = direct_inverse(problem.operator)
+        if inverse is None:
+            raise ValueError(
+                "fdk and fbp need an operator with a direct inverse (a scanner whose source goes round a circle or an "
+                "arc): this one has none; use cgls, sirt or admm_tv"
+            )
+        x = inverse(problem.y)
         return DirectState(x.clamp_min(0) if self.nonnegative else x, True)
 
     def view(self, state: DirectState) -> Progress:

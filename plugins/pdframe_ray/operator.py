@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.operator import ForwardOperator, pseudoinverse
+from pdframe.core.operator import ForwardOperator, direct_inverse
 from pdframe.ct.geometry import Geometry, check_clear
 from pdframe_ray import columns, memory, planes
 from pdframe_ray.rays import IndexRays
@@ -98,12 +99,13 @@ def _items(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
     return value.detach().flatten(0, 1)
 
 
-@pseudoinverse.register
-def _(operator: ConeBeam, y: Tensor) -> Tensor:
-    """FDK (fan- and parallel-beam FBP with it) on a circle; least squares elsewhere, as for any operator."""
+@direct_inverse.register
+def _(operator: ConeBeam) -> Callable[[Tensor], Tensor] | None:
+    """FDK (fan- and parallel-beam FBP with it) on a circle; there is none elsewhere."""
     from pdframe_ray import fdk
 
-    items = _items(y, operator.data_shape, "a measurement").unflatten(0, y.shape[:2])
-    if fdk.circle(operator.geometry) is None:
-        return pseudoinverse.dispatch(ForwardOperator)(operator, y)
-    return fdk.fdk(operator.geometry, operator.grid, items)
+    def inverse(y: Tensor) -> Tensor:
+        items = _items(y, operator.data_shape, "a measurement").unflatten(0, y.shape[:2])
+        return fdk.fdk(operator.geometry, operator.grid, items)
+
+    return None if fdk.circle(operator.geometry) is None else inverse

@@ -12,9 +12,9 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor
 
-from pdframe.core.linalg import cgls, dot, power_iteration
+from pdframe.core.linalg import dot, power_iteration
 from pdframe.core.noise import NoNoise
-from pdframe.core.operator import ForwardOperator
+from pdframe.core.operator import ForwardOperator, prox
 from pdframe.core.prior import per_item
 from pdframe.core.problem import Problem
 
@@ -75,9 +75,9 @@ class DataTerm:
         """
         if self.noiseless:
             gamma, start = 0.0, None
-        fit = cgls(
-            self.operator, self.y, iterations=cg, x0=centre if start is None else start, centre=centre,
-            weights=self.weights, damping=gamma, target=discrepancy * self.floor,
+        fit = prox(
+            self.operator, self.y, centre=centre, damping=gamma, iterations=cg, x0=start,
+            weights=self.weights, target=discrepancy * self.floor,
         )  # fmt: skip
         return Fit(fit.x, float(fit.misfit.mean()) / self.values, fit.iterations)
 

@@ -12,7 +12,7 @@ from pdframe.config import SolverPart
 from pdframe.core.operator import pseudoinverse
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
-from pdframe.core.solve import solve
+from pdframe.core.solve import Status, solve
 
 Start = Annotated[
     Literal["noise", "pseudoinverse"] | SolverPart,
@@ -36,5 +36,8 @@ def starting_volume(start: Start, problem: Problem, prior: Prior, rng: torch.Gen
     if start == "pseudoinverse":
         x = pseudoinverse(problem.operator, y)
     else:
-        x = solve(problem, start.build(prior=prior), rng=rng).x
+        first = solve(problem, start.build(prior=prior), rng=rng)
+        if first.status is Status.interrupted:  # half a start is no start: the solve ends here, without a result
+            raise KeyboardInterrupt
+        x = first.x
     return x.clamp_min(0) if nonnegative else x

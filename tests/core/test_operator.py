@@ -15,6 +15,7 @@ from pdframe.core.operator import (
     apply,
     apply_adjoint,
     operator_norm,
+    prox,
     pseudoinverse,
 )
 
@@ -83,6 +84,21 @@ def test_pseudoinverse_solves_least_squares_by_default() -> None:
     y = torch.randn(2, 1, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     want = y @ torch.linalg.pinv(operator.matrix).T
     torch.testing.assert_close(pseudoinverse(operator, y), want, rtol=1e-6, atol=1e-6)
+
+
+def test_prox_is_the_damped_least_squares_solution_by_default() -> None:
+    operator = matrix(12, 5)
+    rng = torch.Generator().manual_seed(4)
+    y = torch.randn(2, 1, 12, dtype=torch.float64, generator=rng)
+    weights = torch.linspace(1, 2, 12, dtype=torch.float64)
+    centre = torch.randn(2, 1, *operator.grid.shape, dtype=torch.float64, generator=rng)
+    a = operator.matrix
+    normal = a.T @ (weights[:, None] * a) + 0.3 * torch.eye(5, dtype=torch.float64)
+    want = torch.linalg.solve(normal, ((y * weights) @ a + 0.3 * centre.flatten(2)).flatten(1).T).T.view_as(centre)
+    got = prox(operator, y, centre=centre, damping=0.3, iterations=30, weights=weights.expand_as(y))
+    torch.testing.assert_close(got.x, want, rtol=1e-6, atol=1e-6)
+    misfit = (weights * (y - operator.forward(want)) ** 2).flatten(1).sum(1)
+    torch.testing.assert_close(got.misfit, misfit, rtol=1e-6, atol=1e-6)
 
 
 def test_final_class_cannot_be_subclassed() -> None:

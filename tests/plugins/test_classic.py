@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pdframe_classic.pdhg_tv import PDHGTVConfig
 
 from pdframe.core.grid import Grid
 from pdframe.core.noise import NoNoise, PhotonNoise
-from pdframe.core.operator import ForwardOperator, pseudoinverse
+from pdframe.core.operator import ForwardOperator, direct_inverse
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Status, solve
@@ -200,9 +201,9 @@ class Invertible(ForwardOperator):
         return 4 * y.reshape(*y.shape[:2], *self.grid.shape)
 
 
-@pseudoinverse.register
-def _(operator: Invertible, y: torch.Tensor) -> torch.Tensor:
-    return y.reshape(*y.shape[:2], *operator.grid.shape) / 4
+@direct_inverse.register
+def _(operator: Invertible) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda y: y.reshape(*y.shape[:2], *operator.grid.shape) / 4
 
 
 def test_fdk_is_the_operators_pseudoinverse_at_the_price_of_one_adjoint():

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 
 import pytest
 import torch
 from dense import EYE, ROWS, TOY, A, Y, krylov
 from pdframe_solvers.dds import DDSConfig
+from pdframe_solvers.start import starting_volume
 
 from pdframe.core.noise import NoNoise, PhotonNoise
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Status, posterior, solve
+from pdframe.core.solver import Progress, Solver
 from pdframe.testing.toys import GaussianPrior
 
 #: A sampler with every part of the algorithm at work, from pure noise.
@@ -138,6 +141,25 @@ def test_a_warm_start_begins_at_the_pseudoinverse():
     torch.testing.assert_close(state.x0, want)
     assert float((state.x - want).std()) == pytest.approx(0.5 * TOY.prior.deviation, rel=0.4)
     assert _solve(start="pseudoinverse", sigma_max=0.5).status is Status.finished
+
+
+def test_an_interrupt_of_the_warm_start_ends_the_solve():
+    @dataclasses.dataclass(frozen=True)
+    class Interrupted(Solver[Progress]):
+        total_steps: int = 2
+
+        def init(self, problem: Problem, rng: torch.Generator) -> Progress:
+            return Progress(problem.operator.adjoint(problem.y), False)
+
+        def step(self, problem: Problem, state: Progress, rng: torch.Generator) -> Progress:
+            raise KeyboardInterrupt
+
+        def view(self, state: Progress) -> Progress:
+            return state
+
+    part = types.SimpleNamespace(build=lambda **_: Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        starting_volume(part, TOY.problem, TOY.prior, generator(0), nonnegative=True)
 
 
 def test_tilings_are_averaged_with_fresh_draws_and_counted():

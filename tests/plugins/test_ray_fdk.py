@@ -12,8 +12,12 @@ from pdframe_ray import fdk
 from pdframe_ray.config import ConeBeamConfig, FanBeamConfig, ParallelBeamConfig
 from pdframe_ray.operator import ConeBeam
 
+from pdframe import build
+from pdframe.core.budget import Meter, counted_operator
 from pdframe.core.grid import Grid
 from pdframe.core.operator import pseudoinverse
+from pdframe.core.problem import Problem
+from pdframe.core.solve import solve
 from pdframe.ct import geometry as ct
 from pdframe.ct.geometry import Bench
 
@@ -239,8 +243,14 @@ def test_other_orbits_are_no_circle() -> None:
     helix = ConeBeam(ct.helical(bench, 6, pitch_mm=10.0), grid)
     truth = torch.zeros(1, 1, 8, 8, 8)
     truth[..., 2:6, 2:6, 2:6] = 1.0
-    x = pseudoinverse(helix, helix.forward(truth))
-    assert float((helix.forward(x - truth)).norm() / helix.forward(truth).norm()) < 0.05
+    problem = Problem(helix, helix.forward(truth))
+    x = pseudoinverse(helix, problem.y)
+    assert float((helix.forward(x - truth)).norm() / problem.y.norm()) < 0.05
+    meter = Meter(torch.device("cpu"))
+    torch.testing.assert_close(pseudoinverse(counted_operator(helix, meter), problem.y), x)
+    assert (meter.usage.forward_calls, meter.usage.adjoint_calls) == (20, 20)  # no FDK here: conjugate gradients
+    with pytest.raises(ValueError, match="this one has none; use cgls"):
+        solve(problem, build("solver", "fdk"))
 
 
 def test_sparse_views_take_well_under_two_seconds() -> None:

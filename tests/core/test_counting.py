@@ -1,0 +1,208 @@
+"""Counting: every call of operator and prior, every gradient, optional powers at their true cost; no way around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pdframe.core.budget import Usage
+from pdframe.core.grid import Grid
+from pdframe.core.linalg import LeastSquares
+from pdframe.core.operator import ForwardOperator, direct_inverse, operator_norm, prox, pseudoinverse
+from pdframe.core.prior import Prior, prior_cost, prior_on
+from pdframe.core.problem import Problem
+from pdframe.core.solve import solve
+from pdframe.core.solver import Progress, Solver
+from pdframe.testing.toys import gaussian_toy
+
+TOY = gaussian_toy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(Solver):
+    """Calls what a test asks for, once."""
+
+    call: object
+    prior: Prior
+    total_steps = 1
+
+    def init(self, problem: Problem, rng: torch.Generator) -> dict:
+        return {"x": TOY.truth, "done": False}
+
+    def step(self, problem: Problem, state: dict, rng: torch.Generator) -> dict:
+        self.call(problem, self.prior)
+        return {"x": state["x"], "done": True}
+
+    def view(self, state: dict) -> Progress:
+        return Progress(state["x"], state["done"])
+
+
+def _usage(call, problem: Problem = TOY.problem, prior: Prior = TOY.prior) -> Usage:
+    return solve(problem, Probe(call, prior)).usage
+
+
+@dataclasses.dataclass(frozen=True)
+class ManyViews(ForwardOperator):
+    """Scaling by 2 with a closed-form norm and inverse, as a scanner of 5 views."""
+
+    grid: Grid
+    data_shape: tuple[int, ...]
+    views: int = 5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        return 2 * y
+
+
+@direct_inverse.register
+def _(operator: ManyViews) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda y: y / 2
+
+
+@prox.register
+def _(operator: ManyViews, y: torch.Tensor, *, centre: torch.Tensor, damping: float, **_: Any) -> LeastSquares:
+    x = (2 * y + damping * centre) / (4 + damping)
+    return LeastSquares(x, ((y - 2 * x) ** 2).flatten(1).sum(1), 1)
+
+
+@operator_norm.register
+def _(operator: ManyViews, *, device: torch.device | str = "cpu") -> float:
+    return 2.0
+
+
+def test_every_call_is_counted_for_every_item_and_view():
+    operator = ManyViews(Grid((3, 4), (1.0, 1.0)), (3, 4))
+    x = torch.ones(2, 3, 3, 4)
+
+    def call(problem: Problem, prior: Prior) -> None:
+        problem.operator.forward(x)
+        problem.operator.adjoint(x)
+        problem.operator.adjoint(x)
+
+    usage = _usage(call, Problem(operator, x))
+    assert (usage.forward_calls, usage.adjoint_calls, usage.view_calls) == (6, 12, 18 * 5)
+    assert 0 < usage.operator_seconds <= usage.seconds
+    assert usage.peak_memory_bytes > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child's peak may be that of its parent")
+def test_peak_memory_is_of_this_process_and_not_of_the_one_that_started_it():
+    code = "import torch; from pdframe.core.budget import Meter; m = Meter(torch.device('cpu'))\n"
+    code += "with m.clock('seconds'): pass\nprint(m.usage.peak_memory_bytes)"
+    parent = "import subprocess, sys; fat = b'x' * 2**30; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    told = subprocess.check_output([sys.executable, "-c", parent, code], text=True)
+    assert 50e6 < int(told) < 0.9e9
+
+
+def test_optional_powers_see_through_the_proxy_at_their_true_cost():
+    special = Problem(ManyViews(Grid((3, 4), (1.0, 1.0)), (3, 4)), torch.ones(1, 1, 3, 4))
+    got = {}
+
+    def call(problem: Problem, prior: Prior) -> None:
+        got["x"] = pseudoinverse(problem.operator, problem.y)
+        got["norm"] = operator_norm(problem.operator)
+        got["prox"] = prox(problem.operator, problem.y, centre=torch.zeros(1, 1, 3, 4), damping=4.0, iterations=9).x
+
+    usage = _usage(call, special)
+    assert float(got["x"].max()) == 0.5 and got["norm"] == 2.0 and float(got["prox"].max()) == 0.25
+    assert (usage.forward_calls, usage.adjoint_calls, usage.view_calls) == (0, 2, 10)
+
+    usage = _usage(lambda problem, prior: pseudoinverse(problem.operator, problem.y))  # the default: CGLS
+    assert usage.forward_calls == 20 and usage.adjoint_calls == 20
+    usage = _usage(lambda problem, prior: operator_norm(problem.operator))  # the default: power iteration
+    assert usage.forward_calls == 30 and usage.adjoint_calls == 29
+
+
+@dataclasses.dataclass(frozen=True)
+class CostlyPrior(Prior):
+    """Returns its input; costs 10 operations a voxel and says which spacing it was last brought to."""
+
+    sigma_range: tuple[float, float] = (0.1, 10.0)
+    mean: float = 0.0
+    deviation: float = 1.0
+    spacing: tuple[float, ...] = ()
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, *, rng: torch.Generator | None = None) -> torch.Tensor:
+        return x + (len(self.spacing) * 100)
+
+
+@prior_cost.register
+def _(prior: CostlyPrior, shape: tuple[int, ...]) -> dict[str, float]:
+    voxels = 2.0 * torch.Size(shape).numel()
+    return {"voxels": voxels, "flops": 10 * voxels}
+
+
+@prior_on.register
+def _(prior: CostlyPrior, grid: Grid) -> Prior:
+    return dataclasses.replace(prior, spacing=grid.spacing)
+
+
+def test_the_prior_is_brought_to_the_grid_and_its_cost_counted():
+    x, seen = torch.zeros(2, 1, 4, 4, 4), []
+
+    def call(problem: Problem, prior: Prior) -> None:
+        seen.append(prior.denoise(x, torch.ones(2)))
+        seen.append(prior_on(prior, problem.operator.grid).denoise(x, torch.ones(2)))
+        assert prior_cost(prior, (1, 1, 8)) == {"voxels": 16.0, "flops": 160.0}
+
+    usage = _usage(call, prior=CostlyPrior())
+    assert float(seen[0].max()) == float(seen[1].max()) == 300.0
+    assert (usage.network_calls, usage.network_voxels, usage.network_flops) == (4, 512.0, 5120.0)
+
+
+def test_a_gradient_through_the_prior_is_counted_each_time_it_is_taken():
+    x = torch.zeros(2, 1, 4, 4, 4)
+
+    def call(problem: Problem, prior: Prior, gradients: int) -> None:
+        with torch.enable_grad():
+            noisy = x.clone().requires_grad_()
+            clean = prior.denoise(noisy, torch.ones(2))
+            for _ in range(gradients):
+                (slope,) = torch.autograd.grad((3 * clean + 5 * noisy).sum(), noisy, retain_graph=True)
+                assert float(slope.max()) == float(slope.min()) == 8.0
+            torch.autograd.grad((5 * noisy).sum(), noisy)  # passes by the prior
+
+    for gradients in (0, 1, 3):
+        usage = _usage(lambda problem, prior, n=gradients: call(problem, prior, n), prior=CostlyPrior())
+        passes = 1 + 2 * gradients
+        assert (usage.network_calls, usage.network_voxels, usage.network_flops) == (2, 256.0 * passes, 2560.0 * passes)
+        assert 0 < usage.network_seconds <= usage.seconds
+
+
+def test_a_solver_meets_only_proxies_without_a_public_way_to_the_inside():
+    inner = [TOY.problem.operator, TOY.prior]
+
+    def call(problem: Problem, prior: Prior) -> None:
+        for proxy in (problem.operator, prior):
+            public = [getattr(proxy, name) for name in dir(proxy) if not name.startswith("_")]
+            assert proxy not in inner
+            assert not any(value is thing for value in public for thing in inner)
+            assert repr(inner[0]) not in repr(proxy)
+
+    _usage(call)
+
+
+def test_an_operator_that_a_solver_brings_itself_is_counted_too():
+    @dataclasses.dataclass(frozen=True)
+    class Smuggler(Solver):
+        own: ForwardOperator
+        total_steps = 1
+
+        def init(self, problem: Problem, rng: torch.Generator) -> torch.Tensor:
+            return self.own.adjoint(problem.y)
+
+        def step(self, problem: Problem, state: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+            return state
+
+        def view(self, state: torch.Tensor) -> Progress:
+            return Progress(state, False)
+
+    assert solve(TOY.problem, Smuggler(TOY.problem.operator)).usage.adjoint_calls == 1
