@@ -74,6 +74,9 @@ def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
             budget=Budget(**job.budget),
             on_step=keep,
         )
+    shape = (*problem.y.shape[:2], *job.grid.shape)
+    if wrong := next((tuple(s.x.shape) for s in found if tuple(s.x.shape) != shape), None):
+        return Outcome("crashed", f"its volume has shape {wrong}, the grid asks for {shape}", machine=facts)
     usage = Usage()
     for solution in found:
         usage = usage.plus(solution.usage)
@@ -87,8 +90,9 @@ def forget_other_attempts(folder: Path, made_with: str) -> None:
     """Removes what a killed attempt at this job left, if its prior or solver was another: weights may be new since."""
     mark = folder / "made_with"
     if not mark.is_file() or mark.read_text() != made_with:
-        for left in (*folder.glob("checkpoint_*"), *folder.glob("point_*")):
-            left.unlink()
+        for pattern in ("checkpoint_*", "solution_*", "point_*"):
+            for left in folder.glob(pattern):
+                left.unlink()
         runfolder.write(mark, made_with)
 
 

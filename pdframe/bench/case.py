@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pdframe import machine, measure, runfolder
 from pdframe.bench.config import Base, Bench, CasePlan, bench_sha256
+from pdframe.bench.rows import whole
 from pdframe.core.grid import Grid
 from pdframe.core.noise import Noise, NoNoise
 from pdframe.core.problem import Item, Problem, quick_form
@@ -119,7 +120,7 @@ def _write_truth(item: Item, plan: CasePlan, folder: Path) -> str:
     data = save(tensors, metadata={"unit": item.grid.unit})
     sha256 = hashlib.sha256(data).hexdigest()
     path = folder / TRUTH / f"{plan.id}.safetensors"
-    for known in (folder / CASES).glob(f"*/{CASE}"):
+    for known in whole(folder / CASES, f"*/{CASE}"):
         record = json.loads(known.read_text())
         twin = folder / TRUTH / f"{record['id']}.safetensors"
         if record["truth_sha256"] == sha256 and twin.is_file() and not path.exists():

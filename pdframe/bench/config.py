@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -210,6 +211,14 @@ class Bench(FromFile):
         return self
 
     @model_validator(mode="after")
+    def _no_scan_is_in_both_splits(self) -> Bench:
+        tests = {_volume(scan): scan.label for scan in self.scan if scan.split == "test"}
+        for i, scan in enumerate(self.scan):
+            if scan.split == "validation" and (twin := tests.get(_volume(scan))):
+                raise _at(("scan", i), f"is the same volume as {twin!r} of the test split: tune on another scan")
+        return self
+
+    @model_validator(mode="after")
     def _problems_are_complete(self) -> Bench:
         for i, problem in enumerate(self.problem):
             place = ("problem", i, "set") if problem.set else ("base",)
@@ -289,6 +298,13 @@ def bench_sha256(bench: Bench) -> str:
 def folder_of(bench: Bench) -> Path:
     """The folder that the bench's paths are told relative to."""
     return bench.source.parent if bench.source else Path.cwd()
+
+
+def _volume(scan: Scan) -> str:
+    """The same for two scans that are one volume, on whatever grid."""
+    table = scan.dataset.table()
+    grid = ("shape", "spacing_mm")
+    return json.dumps([{key: value for key, value in table.items() if key not in grid}, scan.item], sort_keys=True)
 
 
 def lacking(part: Part) -> str:

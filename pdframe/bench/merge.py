@@ -14,7 +14,7 @@ import tomli_w
 
 from pdframe import runfolder
 from pdframe.bench.lock import LOCK, TUNING
-from pdframe.bench.rows import BENCH, ROW, ROWS, TRIED_AGAIN
+from pdframe.bench.rows import BENCH, ROW, ROWS, TRIED_AGAIN, whole
 from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
 
@@ -74,7 +74,7 @@ def _same_bench(folders: Sequence[Path]) -> None:
 def _same_cases(folders: Sequence[Path]) -> None:
     seen: dict[str, tuple[Path, tuple[str, str]]] = {}
     for folder in folders:
-        for path in sorted((folder / CASES).glob(f"*/{CASE}")):
+        for path in whole(folder / CASES, f"*/{CASE}"):
             record = runfolder.read_json(path) or {}
             found = record["y_sha256"], record["truth_sha256"]
             where, before = seen.setdefault(record["id"], (folder, found))
@@ -92,7 +92,7 @@ def _same_tuning(folders: Sequence[Path]) -> None:
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted((folder / ROWS).glob(f"*/*/{ROW}")):
+    for path in whole(folder / ROWS, f"*/*/{ROW}"):
         yield f"{path.parent.parent.name}/{path.parent.name}", path.parent
 
 
@@ -104,9 +104,11 @@ def _better(a: Path, b: Path) -> Path:
             raise ConfigError(f"{b}: was run with {what} than {a}")
     if first["status"] in TRIED_AGAIN:
         return b
-    if second["status"] not in TRIED_AGAIN and _result(first) != _result(second):
+    if second["status"] in TRIED_AGAIN:
+        return a
+    if _result(first) != _result(second):
         raise ConfigError(f"{b}: has another result than {a}: remove one of them")
-    return a
+    return b if second["timing"] and not first["timing"] else a
 
 
 def _result(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -115,7 +117,7 @@ def _result(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _copy_cases(folder: Path, into: Path) -> None:
-    for case in sorted((folder / CASES).glob(f"*/{CASE}")):
+    for case in whole(folder / CASES, f"*/{CASE}"):
         name = case.parent.name
         if not (into / CASES / name / CASE).is_file():
             truth = f"{name}.safetensors"

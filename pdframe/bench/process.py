@@ -36,6 +36,7 @@ class WorkerProcess:
         self.held = contextlib.ExitStack()
         self.folder = _private_folder(hashlib.sha256(job).hexdigest(), self.held)
         (self.folder / JOB).write_bytes(job)
+        (self.folder / OUTCOME).unlink(missing_ok=True)  # of an earlier attempt that was killed at its very end
         self.oom_kills = _oom_kills()
         self.timeout_s, self.deadline = timeout_s, time.monotonic() + timeout_s
         with open(self.folder / LOG, "wb") as log:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdframe.bench.statistics import Case, Interval, interval
-from pdframe.bench.summary import Row, failed
+from pdframe.bench.summary import Row, failed, smaller_is_better
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -33,13 +33,13 @@ class Reach:
 
 
 def amount_to_reach(curve: Curve, target: float, currency: str = "seconds", metric: str = "psnr_db") -> float | None:
-    """The currency spent at the first snapshot whose metric is at least `target`; None if there is none.
+    """The currency spent at the first snapshot that is as good as `target`; None if there is none.
 
     Nothing is interpolated: the amount was enough, and the truth may lie back as far as the snapshot before.
     """
     for point in curve:
         value = point.get(metric)
-        if value is not None and value >= target:
+        if value is not None and (value <= target if smaller_is_better(metric) else value >= target):
             return float(point[currency])
     return None
 
@@ -47,7 +47,7 @@ def amount_to_reach(curve: Curve, target: float, currency: str = "seconds", metr
 def reach(
     rows: Sequence[Row], target: str | float, *, currency: str = "seconds", metric: str = "psnr_db"
 ) -> list[Reach]:
-    """Every method of every problem against one target; a metric of which more is better.
+    """Every method of every problem against one target.
 
     target: a number, or the label of a method: then its best value on each case. currency: "seconds", "network_flops",
     "view_calls" or "step", as the curves have them. A case without a curve counts as not reached.
@@ -88,7 +88,8 @@ def _curves(rows: Sequence[Row], method: str) -> dict[Case, Curve]:
 
 
 def _best(curve: Curve, metric: str) -> float | None:
-    return max((point[metric] for point in curve if point.get(metric) is not None), default=None)
+    best = min if smaller_is_better(metric) else max
+    return best((point[metric] for point in curve if point.get(metric) is not None), default=None)
 
 
 def _exp(log: Interval) -> Interval:

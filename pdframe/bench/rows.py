@@ -27,9 +27,15 @@ def read_rows(folder: Path | str, under: str = ROWS) -> list[dict[str, Any]]:
     return [flat for row in read_row_files(folder, under) for flat in _flat(row)]
 
 
+def whole(folder: Path, pattern: str) -> list[Path]:
+    """The files of the pattern below `folder`, in order, less those in hidden folders: these are half made."""
+    found = folder.glob(pattern)
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+
 def read_row_files(folder: Path, under: str = ROWS) -> list[dict[str, Any]]:
     """Every row.json as it is, in the order of the bench (or of names, where the bench does not say)."""
-    found = [json.loads(path.read_text()) for path in (folder / under).glob(f"*/*/{ROW}")]
+    found = [json.loads(path.read_text()) for path in whole(folder / under, f"*/*/{ROW}")]
     told = runfolder.read_json(folder / BENCH) or {}
     cases = {name: i for i, name in enumerate(told.get("cases", ()))}
     methods = {name: i for i, name in enumerate(told.get("methods", ()))}

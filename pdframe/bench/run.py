@@ -16,7 +16,7 @@ from pdframe.bench.lock import trials_spent, tuned
 from pdframe.bench.rows import BENCH
 from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
-from pdframe.part import PartOf
+from pdframe.part import Part, PartOf
 from pdframe.report.progress import Progress, Silent, on_console
 
 TOML = "bench.toml"
@@ -55,7 +55,7 @@ def run_bench(
         asked = [plan for plan in plans if not only or _is_asked_for(plan, only)]
         if not asked:
             raise ConfigError("no row is asked for: is there a scan of the test split, and does --only match one?")
-        part = PartOf("executor").read({"name": "local", "workers": 1}) if timing else bench.executor
+        part = alone(bench.executor) if timing else bench.executor
         registry.require(part.entry)
         command = (
             f"pdframe bench run {bench.source.name if bench.source else 'BENCH.toml'}{variant and ' --' + variant}"
@@ -87,6 +87,12 @@ def _opened(bench: Bench, folder: Path, progress: Progress) -> list[RowPlan]:
         return RowPlan(case, part, method.samples, trials[method.label][case.problem])
 
     return [plan(case, method) for case in bench.cases("test") for method in bench.method]
+
+
+def alone(executor: Part) -> Part:
+    """An executor that runs one job at a time here, with as many threads a job as the given one."""
+    threads = getattr(executor.settings, "threads", 0)
+    return PartOf("executor").read({"name": "local", "workers": 1, "threads": threads})
 
 
 def default_folder(bench: Bench, variant: str = "") -> Path:

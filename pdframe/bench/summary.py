@@ -52,7 +52,8 @@ class Line:
     metrics: intervals by name; empty if every case failed. residual: of the data, 1 if as large as the noise.
     ended: status -> number of cases. failures: "status: reason" -> the cases ("scan, seed 0") that failed so.
     timing: False if a row ran beside others, so that its seconds are not to be compared. trials: of tuning that its
-    settings come from, 0 if they are as written, None if the rows do not say.
+    settings come from, 0 if they are as written, None if the rows do not say. priors, machines: how many different
+    ones its rows were made with.
     """
 
     problem: str
@@ -66,6 +67,8 @@ class Line:
     failures: Mapping[str, Sequence[str]]
     timing: bool
     trials: int | None = None
+    priors: int = 1
+    machines: int = 1
     difference: Difference | None = None
 
     @property
@@ -175,7 +178,15 @@ def _line(problem: str, method: str, estimate: str, rows: Sequence[Row]) -> Line
         failures=_failures(lost),
         timing=all(row["timing"] for row in mine),
         trials=max((row["trials"] for row in own if row.get("trials") is not None), default=None),
+        priors=len({row.get("prior_sha256") for row in mine}),
+        machines=len({_machine(row) for row in mine}),
     )
+
+
+def _machine(row: Row) -> str:
+    """What of a machine a row's seconds depend on."""
+    told = row.get("machine") or {}
+    return repr([told.get(key) for key in ("cpu", "cores", "torch_threads", "devices", "onednn_limit")])
 
 
 def _failures(lost: Mapping[Case, Row]) -> dict[str, list[str]]:

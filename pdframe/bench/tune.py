@@ -20,12 +20,11 @@ from pdframe.bench.config import Bench, Method, Range, Tuning
 from pdframe.bench.driver import Driver, RowPlan
 from pdframe.bench.lock import LOG, TUNING, read_lock, refuse_after_test, rules_sha256, tuned, write_lock
 from pdframe.bench.rows import FAILED, ROW, ROWS
-from pdframe.bench.run import default_folder, write_head
+from pdframe.bench.run import alone, default_folder, write_head
 from pdframe.bench.search import Trial, propose
 from pdframe.bench.statistics import patient_mean
 from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
-from pdframe.part import PartOf
 from pdframe.report.progress import Silent, on_console
 
 UNDER = f"{TUNING}/{ROWS}"
@@ -79,7 +78,7 @@ def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", 
         refuse_after_test(folder)
         write_head(bench, folder)
         # Seconds are equal effort only where nothing else takes them.
-        part = PartOf("executor").read({"name": "local", "workers": 1}) if rules.seconds else bench.executor
+        part = alone(bench.executor) if rules.seconds else bench.executor
         registry.require(part.entry)
         driver = Driver(bench, folder, part.build(), under=UNDER, progress=progress)
         log, ran = _read_log(bench, folder), 0

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.operator import ForwardOperator, operator_norm, pseudoinverse
+from pdframe.core.linalg import LeastSquares
+from pdframe.core.operator import ForwardOperator, direct_inverse, operator_norm, prox
 from pdframe.core.prior import Prior, prior_cost, prior_on
+
+T = TypeVar("T")
 
 #: What a proxy is letting through to what it stands for: "call" (one that it counted), "power" (a pseudo-inverse or a
 #: norm, at its own price), or "" outside of any. `pdframe.bench.guard` finds calls that came by another way.
@@ -115,7 +117,7 @@ class CountedOperator(ForwardOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self._counted("adjoint_calls", self._inner.adjoint, y, "call")
 
-    def _counted(self, name: str, call: Callable[[Tensor], Tensor], value: Tensor, way: str) -> Tensor:
+    def _counted(self, name: str, call: Callable[[Tensor], T], value: Tensor, way: str) -> T:
         items = value.shape[0] * value.shape[1]
         self._meter.add(**{name: items, "view_calls": items * self.views})
         with self._meter.clock("operator_seconds"), _letting_through(way):
@@ -193,11 +195,17 @@ def overspent(budget: Budget, usage: Usage, steps: int) -> str | None:
 # the default runs on the proxy, so that every forward and adjoint call in it is counted.
 
 
-@pseudoinverse.register
-def _(operator: CountedOperator, y: Tensor) -> Tensor:
-    if not _specialised(pseudoinverse, operator._inner):
-        return pseudoinverse.dispatch(object)(operator, y)
-    return operator._counted("adjoint_calls", functools.partial(pseudoinverse, operator._inner), y, "power")
+@direct_inverse.register
+def _(operator: CountedOperator) -> Callable[[Tensor], Tensor] | None:
+    inverse = direct_inverse(operator._inner)
+    return None if inverse is None else lambda y: operator._counted("adjoint_calls", inverse, y, "power")
+
+
+@prox.register
+def _(operator: CountedOperator, y: Tensor, **settings: Any) -> LeastSquares:
+    if not _specialised(prox, operator._inner):
+        return prox.dispatch(object)(operator, y, **settings)
+    return operator._counted("adjoint_calls", lambda y: prox(operator._inner, y, **settings), y, "power")
 
 
 @operator_norm.register
@@ -231,6 +239,9 @@ def _now(device: torch.device) -> float:
 def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # ru_maxrss goes on from the process that started this one; VmHWM is of this one
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
     try:
         import resource
     except ImportError:  # Windows

@@ -12,7 +12,7 @@ from typing import Any
 import tomli
 import torch
 
-from pdframe.bench.rows import ROW, ROWS, read_rows
+from pdframe.bench.rows import ROW, ROWS, read_rows, whole
 from pdframe.bench.summary import Row, Summary, smaller_is_better, summarise
 from pdframe.core.grid import Grid
 from pdframe.ct.units import attenuation_to_hu
@@ -137,7 +137,7 @@ def shown_cases(told: Told) -> list[Shown]:
     if told.folder is None:
         return []
     volumes = {}
-    for row in sorted((told.folder / ROWS).glob(f"*/*/{ROW}")):
+    for row in whole(told.folder / ROWS, f"*/*/{ROW}"):
         if (row.parent / "volume.nii.gz").is_file():
             named = json.loads(row.read_text())
             volumes[named["case"], named["method"]] = row.parent / "volume.nii.gz"

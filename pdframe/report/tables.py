@@ -156,6 +156,16 @@ def _shown(lines: Sequence[Line], compared: str) -> list[str]:
     return [name for name in there if name in DECIMALS or name == compared] or there
 
 
+def _mixed(line: Line) -> list[str]:
+    """What was not the same over the rows of a line, and should have been."""
+    told = []
+    if line.priors > 1:
+        told.append(f"{line.method}: its rows are of {line.priors} different weights of its prior; run them all again.")
+    if line.machines > 1:
+        told.append(f"{line.method}: its rows ran on {line.machines} kinds of machine; their seconds do not compare.")
+    return told
+
+
 def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
     counted = [i for line in lines for i in line.metrics.values()]
     most = max((i.patients for i in counted), default=0)
@@ -172,6 +182,7 @@ def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
     if most == 1:
         notes.append("With one patient the intervals speak of seeds on that patient alone, and no p can be below 1.")
     notes += _timing_note(line.timing for line in lines)
+    notes += dict.fromkeys(text for line in lines for text in _mixed(line))
     # A method's failures stand with each of its estimates; once is enough here.
     return notes + list(dict.fromkeys(f"{line.method}: {text}." for line in lines for text in _failures(line)))
 

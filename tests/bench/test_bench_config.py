@@ -16,17 +16,22 @@ from pdframe.bench.config import Bench, bench_sha256, load_bench
 from pdframe.mistakes import ConfigError
 
 Make = Callable[..., Bench]
+ANOTHER = {"name": "phantom", "figure": "ellipsoids", "shape": [6, 8, 10], "spacing_mm": [40.0, 30.0, 24.0]}
 TWO = [{"label": "4 views"}, {"label": "9 views, exact", "set": {"operator": {"views": 9}, "noise": {"name": "none"}}}]
 
 
 def test_cases_are_problems_by_scans_of_the_split_by_seeds(make_bench: Make):
-    scans = [*TABLE["scan"], {**TABLE["scan"][0], "label": "Ada's head", "split": "validation"}]
+    scans = [*TABLE["scan"], {"label": "Ada's head", "split": "validation", "dataset": ANOTHER}]
     bench = make_bench(problem=TWO, scan=scans)
     assert [case.id for case in bench.cases()] == [
         f"{problem}--head--s{seed}" for problem in ("4-views", "9-views-exact") for seed in (0, 1)
     ]
     assert {case.scan for case in bench.cases("validation")} == {"Ada's head"}
     assert len(bench.cases("validation")) == 4
+    coarser = {**TABLE["scan"][0]["dataset"], "shape": [3, 4, 5]}
+    twin = {"label": "the same", "split": "validation", "dataset": coarser}
+    with pytest.raises(ConfigError, match=r"scan.1: is the same volume as 'head' of the test split"):
+        make_bench(scan=[*TABLE["scan"], twin])
 
 
 def test_the_bench_of_the_docs_is_one():

@@ -149,7 +149,8 @@ def test_what_a_killed_driver_left_half_written_is_put_right(copy: Path, make_be
     rows = copy / "rows" / "all--head--s0"
     os.replace(rows / "short", rows / ".short.old")  # it was being replaced
     (rows / ".short.new").mkdir()
-    (rows / ".short.new" / "trace.jsonl").write_text("torn")
+    (rows / ".short.new" / "row.json").write_text((rows / ".short.old" / "row.json").read_text())
+    assert len(read_rows(copy)) == len(before) - 1  # the half-made one is not counted
     assert run_bench(make_bench(), out_dir=copy).ran == 0
     assert results(copy) == before and sorted(p.name for p in rows.iterdir()) == ["descent", "short"]
 
@@ -168,6 +169,7 @@ UNRULY = {
     "crash": "crashed",
     "quit": "crashed",
     "memory": "out_of_memory",
+    "shape": "crashed",
     "killed": "lost",
     "killed once": "finished",
 }
@@ -189,6 +191,7 @@ def test_what_one_method_does_hurts_no_other(make_bench: Make, tmp_path: Path, m
     assert rows["crash"]["reason"] == "ended by SIGSEGV: Fatal Python error: Segmentation fault"
     assert rows["quit"]["reason"].startswith("ended with exit code 7 and no outcome")
     assert "allocate memory" in rows["memory"]["reason"] and "no_such_library" in rows["absent"]["reason"]
+    assert rows["shape"]["reason"] == "its volume has shape (1, 1, 6, 8, 9), the grid asks for (1, 1, 6, 8, 10)"
     assert rows["killed"]["reason"] == "killed from outside by SIGKILL"
     for row in rows.values():
         assert bool(row["metrics"]) == (row["status"] == "finished") and not row["timing"]
@@ -328,6 +331,16 @@ def test_a_contradiction_is_refused_before_a_file_moves(
     assert not list((tmp_path / "whole").iterdir())
 
 
+def test_of_two_equal_rows_the_one_that_was_timed_is_kept(finished: Path, copy: Path):
+    path = "rows/all--head--s1/short/row.json"
+    for here, there, kept in ((False, True, True), (True, False, True)):
+        other = Path(shutil.copytree(finished, copy.with_name(f"other-{here}")))
+        change(copy / path, timing=here)
+        change(other / path, timing=there)
+        merge(copy, [other])
+        assert json.loads((copy / path).read_text())["timing"] is kept
+
+
 def test_a_row_that_was_lost_gives_way_to_one_that_ended(finished: Path, copy: Path, tmp_path: Path):
     change(copy / "rows/all--head--s1/short/row.json", status="lost", rows=[], curve=[])
     assert merge(copy, [finished]).added == 1
@@ -349,9 +362,9 @@ def test_the_commands(finished: Path, copy: Path, tmp_path: Path):
 
 
 def test_what_a_killed_attempt_left_is_used_again_only_with_the_same_prior_and_solver(tmp_path: Path):
-    left = [tmp_path / "checkpoint_0.safetensors", tmp_path / "point_3.safetensors"]
+    left = [tmp_path / f"{name}.safetensors" for name in ("checkpoint_1", "solution_0", "point_3")]
     for made_with, kept in (("old weights", False), ("old weights", True), ("new weights", False)):
         for path in left:
             path.touch()
         forget_other_attempts(tmp_path, made_with)
-        assert [path.exists() for path in left] == [kept, kept]
+        assert [path.exists() for path in left] == [kept] * 3

@@ -24,7 +24,7 @@ def table(**more: Any) -> dict[str, Any]:
         "base": {"operator": {"name": "cone_beam", "views": 4}, "metrics": {"name": "ct"}},
         "problem": [{"label": "few"}, {"label": "many", "set": {"operator": {"views": 6}}}],
         "scan": [
-            {"label": "a", "split": "validation", "dataset": PHANTOM},
+            {"label": "a", "split": "validation", "dataset": {**PHANTOM, "figure": "ellipsoids"}},
             {"label": "b", "split": "test", "dataset": PHANTOM},
         ],
         "method": [TV, {"name": "fdk", "label": "FDK"}],

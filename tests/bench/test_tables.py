@@ -145,6 +145,13 @@ def test_rows_that_ran_beside_others_are_marked():
     assert any("not for timing" in note for note in grids_of(summarise(bench()))[0].notes)
 
 
+def test_rows_of_other_weights_or_another_machine_are_told():
+    rows = [row("DDS", s, 0, 30.0, prior_sha256=s, machine={"cpu": s}) for s in "ab"]
+    (grid,) = grids_of(summarise(rows))
+    assert "DDS: its rows are of 2 different weights of its prior; run them all again." in grid.notes
+    assert "DDS: its rows ran on 2 kinds of machine; their seconds do not compare." in grid.notes
+
+
 def test_one_case_says_that_it_has_no_interval():
     grid = grids_of(summarise([row("A", "a", 0, 30.0), row("B", "a", 0, 31.0)]))[0]
     assert grid.cells[1][1] == "30.00 (1 case, no interval)"
@@ -244,6 +251,14 @@ def test_times_to_the_best_of_another_method():
     assert patch.speedup.mean == pytest.approx(math.sqrt((8 / 2) * (8 / 4)))
     assert (patch.speedup.low, patch.speedup.high) == pytest.approx((2.0, 4.0))
     assert (dead.reached, dead.cases, dead.amount, dead.speedup) == (0, 1, None, None)
+
+
+def test_of_an_error_less_is_better_to_reach():
+    falling = [{"seconds": s, "rmse_hu": v} for s, v in ((1.0, 80.0), (2.0, 60.0), (3.0, 50.0))]
+    assert amount_to_reach(falling, 60.0, metric="rmse_hu") == 2.0
+    rows = [row("TV", "a", 0, 0.0, curve=falling), row("bad", "a", 0, 0.0, curve=[{"seconds": 9.0, "rmse_hu": 400.0}])]
+    tv, bad = reach(rows, "TV", metric="rmse_hu")
+    assert (tv.amount.mean, bad.reached) == (3.0, 0)
 
 
 def test_times_to_a_number():

@@ -75,17 +75,17 @@ LEVELS = {"level": {"low": 0.0, "high": 0.08}}
 
 
 def table(**more: Any) -> dict[str, Any]:
-    def scan(label: str, split: str) -> dict[str, Any]:
+    def scan(label: str, split: str, figure: str) -> dict[str, Any]:
         return {
             "label": label,
             "split": split,
-            "dataset": {"name": "phantom", "shape": [6, 6, 6], "spacing_mm": [40.0] * 3},
+            "dataset": {"name": "phantom", "shape": [6, 6, 6], "spacing_mm": [40.0] * 3, "figure": figure},
         }
 
     return {
         "base": {"operator": {"name": "parallel_beam", "views": 2}, "metrics": {"name": "ct"}},
         "problem": [{"label": "two"}, {"label": "three", "set": {"operator": {"views": 3}}}],
-        "scan": [scan("v", "validation"), scan("t", "test")],
+        "scan": [scan("v", "validation", "shepp_logan"), scan("t", "test", "ellipsoids")],
         "seeds": [0, 1],
         "method": [
             {"name": "grey", "label": "A", "level": DEFAULT, "search": LEVELS},

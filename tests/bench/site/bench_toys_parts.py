@@ -108,7 +108,8 @@ class Descent(Solver):
         return i + 1, x
 
     def view(self, state: tuple[int, Tensor]) -> Progress:
-        return Progress(state[1], state[0] == self.settings.steps)
+        done = state[0] == self.settings.steps
+        return Progress(state[1][..., :-1] if done and self.settings.how == "shape" else state[1], done)
 
 
 def _put_back(solver: Descent, problem: Problem, x: Tensor) -> None:
