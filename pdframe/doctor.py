@@ -100,6 +100,7 @@ def _data(experiment: Experiment, parts: dict[str, Any]) -> Finding:
     low, high, finite = float(item.x.min()), float(item.x.max()), bool(item.x.isfinite().all())
     shape, spacing = " x ".join(map(str, item.grid.shape)), " x ".join(f"{s:g}" for s in item.grid.spacing)
     said = f"{item.name}: {shape} voxels of {spacing}, values {low:.4g} to {high:.4g} {item.grid.unit}"
+    said += "".join(f"; note: {note}" for note in item.header.get("notes", ()))
     return Finding("data", finite, said if finite else f"{said}, and some are not finite")
 
 
@@ -284,7 +285,7 @@ def _middle(x: torch.Tensor) -> torch.Tensor:
 
 
 def _device(experiment: Experiment) -> torch.device:
-    import torch
+    return machine.chosen(experiment.device)
 
     if experiment.device != "auto":
         return torch.device(experiment.device)

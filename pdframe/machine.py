@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pdframe import registry
+from pdframe.hooks import BackendMissing
+from pdframe.mistakes import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -62,12 +64,26 @@ def facts() -> dict[str, object]:
 
 
 def chosen(device: str) -> torch.device:
-    """The device of a setting; "auto" is the GPU if torch can use one."""
+    """The device of a setting; "auto" is the GPU if torch can use one.
+
+    ConfigError if there is no such device at all, BackendMissing if this machine or this torch has none.
+    """
     import torch
 
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if device.partition(":")[0] not in ("cpu", "cuda", "mps", "xpu", "meta"):
+            raise ConfigError(f'device: expected "auto", "cpu", "cuda" or "cuda:1", got {device!r}') from None
+        words = str(error).strip().partition("\n")[0].rstrip(".")
+        raise BackendMissing(
+            f'device = "{device}": torch {torch.__version__} cannot use it here ({words}); set device = "auto", or '
+            "install a torch for this device"
+        ) from None
+    return found
 
 
 def devices() -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -32,6 +33,18 @@ class ConfigError(ValueError):
         super().__init__("\n".join(f"{sources[m]}: {m}" if sources[m] else str(m) for m in self.mistakes))
 
 
+@contextmanager
+def as_mistake(place: str) -> Iterator[None]:
+    """What a part finds wrong only when it is built or opens its files, as a ConfigError at `place`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        words = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+        raise ConfigError([Mistake((place,), words)]) from error
+
+
 def nested(
     errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None, more_keys: Sequence[str] = ()
 ) -> PydanticCustomError:
@@ -46,7 +59,11 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Mistake]:
     """What pydantic found wrong with settings for `model`, in plain words, one Mistake for each place."""
     reasons: dict[tuple[str | int, ...], list[str]] = {}
     received: dict[tuple[str | int, ...], str] = {}
-    for place, found, owner, more_keys in _unfold(error.errors(include_url=False), model):
+    all_found = list(_unfold(error.errors(include_url=False), model))
+    for place, found, owner, more_keys in all_found:
+        # Of `"cover" | [rows, columns]`, a wrong number inside the list says all there is to say.
+        if found["type"] == "literal_error" and any(_is_inside(other, place) for other, *_ in all_found):
+            continue
         reasons.setdefault(place, []).append(_reason(found, owner, more_keys))
         if found["type"] not in ("extra_forbidden", "missing", "value_error"):
             received[place] = f", got {found['input']!r}"
@@ -54,6 +71,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Mistake]:
     return [
         Mistake(place, " or ".join(dict.fromkeys(parts)) + received.get(place, "")) for place, parts in reasons.items()
     ]
+
+
+def _is_inside(place: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer
 
 
 def _unfold(

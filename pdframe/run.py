@@ -19,12 +19,14 @@ from pdframe.config import Experiment, dump, sha256
 from pdframe.core.checkpoint import fingerprint
 from pdframe.core.noise import NoNoise
 from pdframe.core.operator import adjoint_mismatch
+from pdframe.core.prior import Prior
 from pdframe.core.problem import Case, Item, Metric, Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Status
+from pdframe.core.solver import Solver
 from pdframe.judge import Judge
 from pdframe.lock import only_one
-from pdframe.mistakes import ConfigError
+from pdframe.mistakes import ConfigError, as_mistake
 from pdframe.part import Part
 from pdframe.report.progress import Progress, Silent, on_console, told
 from pdframe.report.table import as_text, in_short
@@ -109,18 +111,19 @@ def _resumed(experiment: Experiment, digest: str, folder: Path, fresh: bool, pro
 def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) -> RunResult:
     progress.say(f"{experiment.title or folder.name}\nrun folder {_short(folder)}")
     runfolder.sweep(folder)
-    runfolder.write(folder / runfolder.CONFIG, dump(experiment))
     setting = _setting(experiment, folder, progress)
-    record = _record(experiment, digest, setting)
-    runfolder.write_json(folder / runfolder.RECORD, {**record, "status": "running"})
-
     # The baselines first: they are quick, and tell early whether the data are what they should be.
     main, *compared = experiment.methods
+    ordered = (*compared, main)
+    built = [_built(part, setting) for part in ordered]  # all before the first runs: a mistake in the last comes early
+    runfolder.write(folder / runfolder.CONFIG, dump(experiment))
+    record = _record(experiment, digest, setting)
+    runfolder.write_json(folder / runfolder.RECORD, {**record, "status": "running"})
     names = runfolder.folder_names(part.label for part in compared)
     try:
         methods = [
-            _method(experiment, part, setting, folder / name, progress)
-            for part, name in zip((*compared, main), (*names, ""), strict=True)
+            _method(experiment, part, made, setting, folder / name, progress)
+            for part, made, name in zip(ordered, built, (*names, ""), strict=True)
         ]
     except BaseException as error:
         stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -142,15 +145,20 @@ def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) 
 def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Setting:
     """Data, operator and measurement; the last from its file if there is one."""
     device = machine.chosen(experiment.device)
-    dataset = experiment.dataset.build()
-    name = experiment.item or dataset.names()[0]
-    item = dataset.load(name)
-    operator = experiment.operator.build(grid=item.grid)
+    with as_mistake("dataset"):
+        dataset = experiment.dataset.build()
+        name = experiment.item or dataset.names()[0]
+        item = dataset.load(name)
+    for note in item.header.get("notes", ()):
+        progress.say(f"note on {name}: {note}")
+    with as_mistake("operator"):
+        operator = experiment.operator.build(grid=item.grid)
     noise = experiment.noise.build() if experiment.noise else NoNoise()
     kept = folder / runfolder.MEASUREMENT
     if not experiment.measurement.frozen and not kept.is_file():
         progress.say(f"simulating the measurement of {name}")
-    measured = measure.obtain(experiment.measurement, dataset, name, operator, noise, kept=kept)
+    with as_mistake("measurement"):
+        measured = measure.obtain(experiment.measurement, dataset, name, operator, noise, kept=kept)
     masks = {mask: where.to(device) for mask, where in item.masks.items()}
     item = replace(item, x=item.x.to(device), masks=masks)
     case = Case(Problem(operator, measured.y.to(device), noise), item.x, name)
@@ -158,7 +166,21 @@ def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     return Setting(case, item, measured, experiment.metrics.build() if experiment.metrics else None, context)
 
 
-def _method(experiment: Experiment, part: Part, setting: Setting, folder: Path, progress: Progress) -> dict[str, Any]:
+def _built(part: Part, setting: Setting) -> tuple[Prior | None, Solver]:
+    with as_mistake(f"prior of {part.label!r}"):
+        prior = part.prior.build(**setting.context) if part.prior else None
+    with as_mistake(f"solver {part.label!r}"):
+        return prior, part.build(**setting.context, prior=prior)
+
+
+def _method(
+    experiment: Experiment,
+    part: Part,
+    built: tuple[Prior | None, Solver],
+    setting: Setting,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
     """Every sample of one method, its files and its rows; from `method.json` if it is there."""
     y_sha256 = setting.measured.record["y_sha256"]
     before = runfolder.read_json(folder / runfolder.METHOD)
@@ -166,8 +188,7 @@ def _method(experiment: Experiment, part: Part, setting: Setting, folder: Path, 
         progress.started(part.label, 1)
         progress.ended("done before")
         return before
-    prior = part.prior.build(**setting.context) if part.prior else None
-    solver = part.build(**setting.context, prior=prior)
+    prior, solver = built
     count = experiment.samples if part.prior else 1
     progress.started(part.label, count * solver.total_steps)
     found = solutions.draw(
@@ -239,6 +260,7 @@ def _record(experiment: Experiment, digest: str, setting: Setting) -> dict[str, 
         "item": setting.item.name,
         "grid": {name: list(getattr(setting.item.grid, name)) for name in ("shape", "spacing", "centre")},
         "origin": {k: v for k, v in setting.item.header.items() if isinstance(v, str | int | float)},
+        "notes": list(setting.item.header.get("notes", ())),
         "seeds": {"solver": experiment.seed, "noise": setting.measured.record["seed"]},
         "measurement": dict(setting.measured.record),
         "adjoint_matched": operator.matched,

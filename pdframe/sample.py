@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdframe import machine, runfolder
+from pdframe import machine, registry, runfolder
 from pdframe.config import Sampling, dump
+from pdframe.core.budget import Meter, Usage, counted_prior
+from pdframe.core.checkpoint import fingerprint
 from pdframe.core.grid import Grid
 from pdframe.core.prior import Prior, prior_on
 from pdframe.core.problem import Dataset
@@ -23,7 +25,9 @@ from pdframe.ct.nifti import read_nifti, write_nifti
 from pdframe.ct.resample import fit_grid, resample
 from pdframe.ct.units import WATER
 from pdframe.ct.windows import Window
-from pdframe.report.progress import Silent, on_console
+from pdframe.lock import only_one
+from pdframe.mistakes import ConfigError, as_mistake
+from pdframe.report.progress import Progress, Silent, on_console
 
 
 @dataclass(frozen=True)
@@ -63,53 +67,84 @@ def draw_sample(
 def sample(sampling: Sampling, *, out_dir: Path, console: bool = False) -> list[dict[str, Any]]:
     """Draws the volumes that `sampling` asks for into `out_dir`: NIfTI files, one picture, `record.json`.
 
-    A volume that is there already (same settings) is kept, so a stopped command goes on where it was.
+    A volume that is there already (same settings) is kept, so a stopped command goes on where it was. ConfigError if
+    the folder belongs to other settings or weights, or if a part cannot be built; FolderBusy if it is in use.
     """
-    device = machine.chosen(sampling.device)
     progress = on_console() if console else Silent()
-    settings = dump(sampling)
-    config = out_dir / runfolder.CONFIG
-    if config.is_file() and config.read_text() != settings:
-        raise ValueError(f"{out_dir} holds samples drawn with other settings: choose another folder with --out")
-    runfolder.write(config, settings)
+    with only_one(out_dir):
+        return _sample(sampling, out_dir, progress)
+
+
+def _sample(sampling: Sampling, out_dir: Path, progress: Progress) -> list[dict[str, Any]]:
+    device = machine.chosen(sampling.device)
     grid = Grid(sampling.shape, sampling.spacing_mm)
-    prior = prior_on(sampling.prior.build(), grid)
-    rows, volumes = [], []
+    with as_mistake("prior"):
+        prior = prior_on(sampling.prior.build(), grid)
+    with as_mistake("nearest"):
+        known = sampling.nearest.build() if sampling.nearest else None
+    settings, weights = dump(sampling), fingerprint(prior)
+    config, earlier = out_dir / runfolder.CONFIG, runfolder.read_json(out_dir / runfolder.RECORD) or {}
+    if config.is_file() and config.read_text() != settings:
+        raise ConfigError(f"{out_dir} holds samples drawn with other settings: choose another folder with --out")
+    if earlier.get("prior_sha256", weights) != weights:
+        raise ConfigError(f"{out_dir} holds samples of other weights: choose another folder with --out")
+    runfolder.write(config, settings)
+    record = {"prior_sha256": weights, "device": str(device), "machine": machine.facts()}
+    record |= {"plugins": {p.name: f"{p.distribution} {p.version}" for p in registry.plugins()}}
+    rows = {row["file"]: row for row in earlier.get("samples", ())}
     for index in range(sampling.samples):
         path = out_dir / f"sample_{index}.nii.gz"
-        if not path.is_file():
-            progress.started(f"sample {index}", sampling.steps)
-            rng = generator(sampling.seed, "sample", index)
-            with torch.no_grad():
-                estimates = draw_sample(prior, grid.shape, steps=sampling.steps, rng=rng, device=device)
-                for done, estimate in enumerate(estimates, 1):
-                    progress.stepped(done, {})
-                    x = estimate
-            write_nifti(path, x.clamp_min(0).cpu(), grid)
-            progress.ended(f"wrote {path}")
-        volumes.append(read_nifti(path).x)
-        rows.append({"file": path.name, "seed": sampling.seed, "index": index})
-    known = sampling.nearest.build() if sampling.nearest else None
-    neighbours = [nearest(x, grid, known) if known else None for x in volumes]
-    rows = [row | _told(found) for row, found in zip(rows, neighbours, strict=True)]
+        if not path.is_file() or path.name not in rows:
+            spent = _draw_one(sampling, index, prior, path, device, progress)
+            rows[path.name] = {"file": path.name, "seed": sampling.seed, "index": index, "usage": asdict(spent)}
+            runfolder.write_json(
+                out_dir / runfolder.RECORD, {**record, "status": "running", "samples": [*rows.values()]}
+            )
+    volumes = [read_nifti(out_dir / name).x for name in rows]
+    neighbours = [nearest(x, grid, known, progress.say) if known else None for x in volumes]
+    found = [row | _told(neighbour) for row, neighbour in zip(rows.values(), neighbours, strict=True)]
     _draw(out_dir / runfolder.FIGURE, volumes, neighbours, grid, Window(*sampling.report.window_hu))
-    runfolder.write_json(out_dir / runfolder.RECORD, {"samples": rows})
+    runfolder.write_json(out_dir / runfolder.RECORD, {**record, "status": "done", "samples": found})
     progress.say(f"picture {out_dir / runfolder.FIGURE}")
-    return rows
+    return found
 
 
-def nearest(x: Tensor, grid: Grid, known: Dataset) -> Nearest:
-    """The item of `known` with the smallest root-mean-square difference from x, bodies laid centre on centre."""
+def _draw_one(
+    sampling: Sampling, index: int, prior: Prior, path: Path, device: torch.device, progress: Progress
+) -> Usage:
+    """Writes one volume; what it cost."""
+    progress.started(f"sample {index}", sampling.steps)
+    rng, meter = generator(sampling.seed, "sample", index), Meter(device)
+    shape, counted = tuple(sampling.shape), counted_prior(prior, meter)
+    with torch.no_grad(), meter.clock("seconds"):
+        estimates = draw_sample(counted, shape, steps=sampling.steps, rng=rng, device=device)
+        for done, estimate in enumerate(estimates, 1):
+            progress.stepped(done, {})
+            x = estimate
+    write_nifti(path, x.clamp_min(0).cpu(), Grid(shape, sampling.spacing_mm))
+    progress.ended(f"wrote {path}")
+    return meter.usage
+
+
+def nearest(x: Tensor, grid: Grid, known: Dataset, on_skip: Callable[[str], None] = lambda text: None) -> Nearest:
+    """The item of `known` with the smallest root-mean-square difference from x, bodies laid centre on centre.
+
+    An item that cannot be read is left out, and `on_skip` told why.
+    """
     best: Nearest | None = None
     for name in known.names():
-        item = known.load(name)
+        try:
+            item = known.load(name)
+        except ValueError as error:
+            on_skip(f"not compared with {name}: {error}")
+            continue
         fitted = fit_grid(item.grid, body_mask(item.x, item.grid), grid.shape, grid.spacing)
         candidate = resample(item.x, item.grid, fitted)
         rmse = float((candidate - x).square().mean().sqrt()) / WATER * 1000
         if best is None or rmse < best.rmse_hu:
             best = Nearest(name, candidate, rmse)
     if best is None:
-        raise ValueError("the dataset to compare with has no item")
+        raise ValueError("the dataset to compare with has no item that can be read")
     return best
 
 

@@ -14,18 +14,22 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pdframe import layers
-from pdframe.config import TaskPart, read
+from pdframe import layers, machine, runfolder
+from pdframe.config import TaskPart, dump, read
 from pdframe.core.interface import Interface
 from pdframe.hooks import Config
+from pdframe.lock import only_one
+from pdframe.mistakes import ConfigError, as_mistake
 
 
 class TrainConfig(Config):
@@ -64,8 +68,42 @@ class Training(Config):
         return {**rest, "task": layers.over(raw["task"], {"data": raw["data"]})}
 
     def run(self, out_dir: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None) -> Path:
-        """Train, or go on training, in `out_dir`; the path of the checkpoint."""
-        return train(self.task.build(), self.train, out_dir, on_log=on_log)
+        """Train, or go on training, in `out_dir`; the path of the checkpoint.
+
+        ConfigError if the folder holds a training with other settings, or if the data cannot be used.
+        """
+        with only_one(out_dir) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+            kept = out_dir / runfolder.CONFIG
+            self._refuse_another(kept)
+            with as_mistake("task"):
+                task = self.task.build()
+            runfolder.write(kept, dump(self))
+            return train(task, self.train, out_dir, on_log=on_log)
+
+    def _refuse_another(self, kept: Path) -> None:
+        """ConfigError if a training was begun with other settings; where the data lie and what is logged may change."""
+        if not kept.is_file():
+            return
+        before, now = (_told_apart(tomli.loads(text)) for text in (kept.read_text(), dump(self)))
+        if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+            key = changed[0]
+            what = f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+            raise ConfigError(
+                f"{kept.parent} holds a training with other settings ({what}): "
+                "choose another folder (--out), or put it back"
+            )
+
+
+def _told_apart(table: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Every setting that decides what is learned, under its dotted name."""
+    free = ("title", "device", "log_every", "validate_every", "checkpoint_every_s", "root")
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _told_apart(value, f"{place}{key}.")
+        elif key not in free:
+            flat[f"{place}{key}"] = value
+    return flat
 
 
 def load_training(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Training:
@@ -120,6 +158,10 @@ def train(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     first, spent_s = _resume(out_dir, network, average, optimizer)
+    if first > config.steps:
+        raise ConfigError(
+            f"{out_dir} holds a training of {first} steps, more than the {config.steps} that are asked for"
+        )
     wrapped = nn.parallel.DistributedDataParallel(network) if world.size > 1 else network
     log = _Log(out_dir, first, on_log if world.rank == 0 else lambda row: None, write=world.rank == 0)
     clock, saved, losses, since = time.monotonic() - spent_s, time.monotonic(), [], first
@@ -145,8 +187,11 @@ def train(
                 task.export(average, out_dir / "weights.safetensors", _report(config, done, elapsed, log.rows, world))
                 log.draw()
                 saved = time.monotonic()
+    weights = out_dir / "weights.safetensors"
+    if world.rank == 0 and first == config.steps:  # it was done before, and may have been killed before its export
+        task.export(average, weights, _report(config, first, spent_s, log.rows, world))
     _leave(world)
-    return out_dir / "weights.safetensors"
+    return weights
 
 
 def _step(
@@ -185,10 +230,11 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
 def _join(config: TrainConfig) -> World:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
-    on_gpu = torch.cuda.is_available() if config.device == "auto" else config.device.startswith("cuda")
-    device = torch.device(f"cuda:{local}" if on_gpu else "cpu" if config.device == "auto" else config.device)
+    device = machine.chosen(config.device)
+    if device.type == "cuda" and size > 1:
+        device = torch.device("cuda", local)
     if size > 1:
-        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(rank, size, device)
 
 

@@ -50,7 +50,9 @@ def test_a_prior_in_a_toml_gives_files_a_picture_and_a_record(tmp_path):
     assert [row["file"] for row in rows] == ["sample_0.nii.gz", "sample_1.nii.gz"]
     assert rows[0]["nearest_rmse_hu"] > 0
     assert (tmp_path / "out" / "figure.png").stat().st_size > 5000
-    assert json.loads((tmp_path / "out" / "record.json").read_text())["samples"] == rows
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["samples"] == rows and record["status"] == "done" and len(record["prior_sha256"]) == 64
+    assert rows[0]["usage"]["network_calls"] == 2 and rows[0]["usage"]["seconds"] > 0
 
     stamp = (tmp_path / "out" / "sample_0.nii.gz").stat().st_mtime_ns
     assert sample(load_sampling(settings), out_dir=tmp_path / "out") == rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 import torch
 from pdframe_patch.weights import load_weights
 
+from pdframe.lock import FolderBusy, only_one
+from pdframe.mistakes import ConfigError
 from pdframe.train import TrainConfig, _rate, load_training
 
 
@@ -113,10 +116,24 @@ def test_state_of_another_network_is_refused(toml, straight, tmp_path):
         load_training(toml, ['task.preset="compact"', "task.patch=16"]).run(tmp_path)
 
 
+def test_a_folder_belongs_to_one_training(toml, straight, tmp_path):
+    out = Path(shutil.copytree(straight, tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"with other settings \(task.inputs.context was True, is False\)"):
+        load_training(toml, ["task.inputs.context=false"]).run(out)
+    load_training(toml, ["train.log_every=3", "train.device=auto"]).run(out)  # done before: nothing is learned anew
+    assert losses(out) == losses(straight)
+    (out / "weights.safetensors").unlink()  # killed between its last state and its export
+    load_training(toml).run(out)
+    network, again = load_weights(straight / "weights.safetensors")[0], load_weights(out / "weights.safetensors")[0]
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))
+    with only_one(out), pytest.raises(FolderBusy):
+        load_training(toml).run(out)
+
+
 def test_a_missing_or_other_scan_is_named(toml, tmp_path):
-    with pytest.raises(FileNotFoundError, match="data.root"):
+    with pytest.raises(ConfigError, match="task: .*data.root"):
         load_training(toml, ['data.scans=[{file="none.nii.gz"}]']).run(tmp_path)
-    with pytest.raises(ValueError, match="SHA-256 differs"):
+    with pytest.raises(ConfigError, match="task: .*SHA-256 differs"):
         load_training(toml, [f'data.scans=[{{file="scan0.nii.gz", sha256="{"0" * 64}"}}]']).run(tmp_path)
 
 

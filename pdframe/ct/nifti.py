@@ -64,7 +64,7 @@ def read_nifti(path: str | os.PathLike[str], *, fill_nonfinite_hu: float | None 
         "frame_mm": affine @ np.linalg.inv(_index_to_mm(grid)),
         "stored_axes": axes,
         "stored_dtype": str(image.get_data_dtype()),
-        "notes": (*notes, *_value_notes(image, hu)),
+        "notes": (*notes, *_spacing_notes(spacing), *_value_notes(image, hu)),
     }
     x = hu_to_attenuation(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32)))[None, None]
     return Item(name_of(path), x, grid, header)
@@ -121,7 +121,8 @@ def _open(path: Path) -> Nifti1Image:
             f"{path}: expected NIfTI ({', '.join(SUFFIXES)}); convert it first, e.g. with SimpleITK or mri_convert"
         )
     try:
-        image = nib.load(path)
+        with nib.imageglobals.LoggingOutputSuppressor():  # what is wrong with a header is said here, in one line
+            image = nib.load(path)
     except (
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
@@ -179,10 +180,19 @@ def _affine(image: Nifti1Image, path: Path) -> tuple[np.ndarray, tuple[str, ...]
     return affine, () if agree else ("qform and sform disagree: sform is used",)
 
 
+def _spacing_notes(spacing: np.ndarray) -> tuple[str, ...]:
+    """Signs that the header counts in another unit than it says: no scanner has voxels so small or so large."""
+    if 0.02 <= spacing.min() and spacing.max() <= 20:
+        return ()
+    return (f"voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm: perhaps the header's unit is not mm",)
+
+
 def _value_notes(image: Nifti1Image, hu: np.ndarray) -> tuple[str, ...]:
     """Signs that the values may not be Hounsfield units; nothing in the format says so."""
     notes = []
-    if image.get_data_dtype().itemsize == 1:
+    if -5 < hu.min() and 0 < hu.max() < 5:
+        notes.append(f"values from {hu.min():.3g} to {hu.max():.3g}: perhaps attenuation in 1/mm or 1/cm, not HU")
+    elif image.get_data_dtype().itemsize == 1:
         notes.append("8-bit values: perhaps a display window, not HU")
     elif hu.min() >= 0:
         notes.append("no value below 0: perhaps not HU")

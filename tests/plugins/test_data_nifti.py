@@ -95,6 +95,12 @@ def test_eight_bit_files_are_read_with_a_note(name):
     assert any("8-bit" in note for note in read_nifti(shared(name)).header["notes"])
 
 
+def test_attenuation_taken_for_hounsfield_units_is_noted(tmp_path):
+    path = tmp_path / "attenuation.nii"
+    write_nifti(path, hu_to_attenuation(0.03 * torch.rand(1, 1, 4, 4, 4)), Grid((4, 4, 4), (1.0,) * 3), dtype="float32")
+    assert any("perhaps attenuation in 1/mm" in note for note in read_nifti(path).header["notes"])
+
+
 def test_truncated_gzip_is_refused():
     refused(DATA / "made_truncated.nii.gz", "cut short")
 

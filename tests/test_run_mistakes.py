@@ -1,0 +1,57 @@
+"""What a run says of mistakes that only building a part or opening a file finds, and of scans that look odd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pdframe
+from pdframe.core.grid import Grid
+from pdframe.ct.nifti import write_nifti
+from pdframe.hooks import BackendMissing
+from pdframe.mistakes import ConfigError
+
+SETTINGS = {
+    "dataset": {"name": "phantom", "shape": [16, 18, 20], "spacing_mm": [12.0, 12.0, 12.0]},
+    "operator": {"name": "cone_beam", "views": 6},
+    "solver": {"name": "fdk"},
+}
+
+
+def settings(**changes):
+    return pdframe.load({**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"item": "nobody"}, "dataset: no item 'nobody'; there are shepp_logan"),
+        ({"dataset": {"name": "nifti", "path": "none.nii"}}, "dataset: .*none.nii: no NIfTI file"),
+        ({"operator": {"name": "cone_beam", "views": 6, "source_axis_mm": 50.0}}, "operator: the volume reaches"),
+        ({"measurement": {"frozen": "8_views"}}, "measurement: "),
+        ({"solver": {"name": "fbp"}}, "solver 'fbp': fbp is for parallel beams"),
+        ({"device": "gpu"}, "device: expected .* got 'gpu'"),
+    ],
+)
+def test_a_mistake_that_only_building_finds_is_one_line_before_any_method_runs(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        settings(**changes).run(tmp_path / "r")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r" / "config.toml").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_device_that_is_not_here_is_a_missing_back_end(tmp_path):
+    with pytest.raises(BackendMissing, match='device = "cuda": torch .* cannot use it here'):
+        settings(device="cuda").run(tmp_path / "r")
+
+
+def test_what_looks_odd_about_a_scan_is_told_and_recorded(tmp_path, capsys):
+    tiny = Grid((12, 12, 12), (0.004, 0.004, 0.004))
+    write_nifti(tmp_path / "scan.nii", 0.02 + 0.02 * torch.rand(1, 1, 12, 12, 12), tiny, dtype="float32")
+    scan = {"name": "nifti", "path": str(tmp_path / "scan.nii")}
+    source = {"name": "parallel_beam", "views": 3}
+    run = settings(dataset=scan, operator=source, solver={"name": "fbp"}).run(tmp_path / "r", console=True)
+    assert run.record["notes"][0].startswith("voxels of 0.004 x 0.004 x 0.004 mm: perhaps the header's unit")
+    assert "no value below 0" in run.record["notes"][1]
+    assert capsys.readouterr().out.count("note on scan: ") == len(run.record["notes"])
