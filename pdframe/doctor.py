@@ -147,7 +147,7 @@ def _norm(experiment: Experiment, parts: dict[str, Any]) -> Finding:
 
 
 def _prior(experiment: Experiment, parts: dict[str, Any]) -> Finding | None:
-    from pdframe.core.prior import prior_on
+    from pdframe.core.prior import prior_on, unfamiliar
 
     chosen = next((m.prior for m in experiment.methods if m.prior is not None), experiment.prior)
     if chosen is None:
@@ -157,11 +157,12 @@ def _prior(experiment: Experiment, parts: dict[str, Any]) -> Finding | None:
     parts["prior"] = prior
     mean, spread = float(item.x.mean()), float(item.x.std())
     (low, high), unit = prior.sigma_range, item.grid.unit
+    note = unfamiliar(prior, item.grid)
     inside = abs(mean - prior.mean) <= 3 * prior.deviation and 0.1 <= spread / prior.deviation <= 10
     said = (
         f"{chosen.name}: made for voxels of {prior.mean:.4g} +- {prior.deviation:.4g} {unit} and noise of {low:.2g} to "
         f"{high:.2g} {unit}; the truth has {mean:.4g} +- {spread:.4g}"
-    )
+    ) + (f"; note: {note}" if note else "")
     return Finding(
         "prior", inside and 0 <= low < high, said if inside else f"{said}, out of its range: check the units"
     )
@@ -194,23 +195,14 @@ def _denoise(experiment: Experiment, parts: dict[str, Any]) -> Finding:
 
 
 def _memory(experiment: Experiment, parts: dict[str, Any]) -> Finding:
-    from math import prod
+    from pdframe.core.memory import available_bytes
+    from pdframe.run import memory_estimate
 
-    from pdframe.core.budget import Meter
-
-    operator: ForwardOperator = parts["operator"]
-    device = _device(experiment)
-    meter = Meter(device)
-    with meter.clock("seconds"):  # the meter looks at the peak when a clock stops
-        pass
-    peak = meter.usage.peak_memory_bytes
-    # Conjugate gradients hold x, its estimate, two directions, two products; three measurements beside the weights.
-    state = 4 * (6 * operator.grid.size + 4 * prod(operator.data_shape))
-    free = machine.available_bytes() if device.type == "cpu" else _cuda_free(device)
-    said = f"these proofs peaked at {peak / 2**30:.2f} GiB; a solve's own state is about {state / 2**30:.2f} GiB more"
+    need, free = memory_estimate(parts["operator"]), available_bytes(_device(experiment))
+    said = f"a solve takes about {need / 2**30:.2f} GiB beside the prior"
     if free is None:
         return Finding("memory", None, said)
-    return Finding("memory", state < free, f"{said}; {free / 2**30:.1f} GiB are free on {device}")
+    return Finding("memory", need < free, f"{said}; {free / 2**30:.1f} GiB are free on {_device(experiment)}")
 
 
 _PROOFS: dict[str, Callable[[Experiment, dict[str, Any]], Finding | None]] = {
@@ -286,13 +278,3 @@ def _middle(x: torch.Tensor) -> torch.Tensor:
 
 def _device(experiment: Experiment) -> torch.device:
     return machine.chosen(experiment.device)
-
-    if experiment.device != "auto":
-        return torch.device(experiment.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _cuda_free(device: torch.device) -> int | None:
-    import torch
-
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

@@ -46,6 +46,8 @@ def facts() -> dict[str, object]:
     """Processor, memory, torch and its devices."""
     import torch
 
+    from pdframe.core.memory import available_bytes, total_bytes
+
     return {
         "pdframe": _version("pdframe"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -118,27 +120,6 @@ def libraries() -> list[Finding]:
     return [_library(*row) for row in wanted]
 
 
-def total_bytes() -> int | None:
-    """Memory of this machine, or of the container that it is."""
-    limits = [_meminfo("MemTotal")]
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limits.append(int(file.read()))
-    except (OSError, ValueError):
-        pass
-    if known := [limit for limit in limits if limit]:
-        return min(known)
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def available_bytes() -> int | None:
-    """Memory that can still be had, or None where the system does not say."""
-    return _meminfo("MemAvailable")
-
-
 def _library(name: str, purpose: str, install: str, proof: str) -> Finding:
     if importlib.util.find_spec(name) is None:
         return Finding(name, False, f"not installed ({purpose}): {install}")
@@ -178,14 +159,6 @@ def _cpuinfo() -> list[tuple[str, str]]:
     except OSError:
         return []
     return [(key.strip(), value.strip()) for key, _, value in pairs]
-
-
-def _meminfo(key: str) -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{key}:"))
-    except (OSError, StopIteration):
-        return None
 
 
 def _gib(size: int | None) -> float | None:

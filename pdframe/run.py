@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor
 from pdframe import machine, measure, registry, runfolder, solutions
 from pdframe.config import Experiment, dump, sha256
 from pdframe.core.checkpoint import fingerprint
+from pdframe.core.memory import available_bytes
 from pdframe.core.noise import NoNoise
-from pdframe.core.operator import adjoint_mismatch
-from pdframe.core.prior import Prior
+from pdframe.core.operator import ForwardOperator, adjoint_mismatch, call_bytes
+from pdframe.core.prior import Prior, unfamiliar
 from pdframe.core.problem import Case, Item, Metric, Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Status
@@ -31,6 +33,8 @@ from pdframe.part import Part
 from pdframe.report.progress import Progress, Silent, on_console, told
 from pdframe.report.table import as_text, in_short
 
+#: A run that takes more says so before it begins.
+LARGE_BYTES = 2**30
 FAILED = (Status.nonfinite,)
 
 
@@ -115,7 +119,10 @@ def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) 
     # The baselines first: they are quick, and tell early whether the data are what they should be.
     main, *compared = experiment.methods
     ordered = (*compared, main)
-    built = [_built(part, setting) for part in ordered]  # all before the first runs: a mistake in the last comes early
+    built = [
+        _built(part, setting, progress) for part in ordered
+    ]  # all before the first runs: a mistake in the last comes early
+    _told_of_memory(setting, progress)
     runfolder.write(folder / runfolder.CONFIG, dump(experiment))
     record = _record(experiment, digest, setting)
     runfolder.write_json(folder / runfolder.RECORD, {**record, "status": "running"})
@@ -166,9 +173,25 @@ def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     return Setting(case, item, measured, experiment.metrics.build() if experiment.metrics else None, context)
 
 
-def _built(part: Part, setting: Setting) -> tuple[Prior | None, Solver]:
+def memory_estimate(operator: ForwardOperator) -> int:
+    """Bytes that a solve takes beside its prior, roughly: conjugate gradients and one call of the operator."""
+    # x, its estimate, two directions, two products; three measurements beside the weights.
+    state = 4 * (6 * operator.grid.size + 4 * prod(operator.data_shape))
+    return state + call_bytes(operator)
+
+
+def _told_of_memory(setting: Setting, progress: Progress) -> None:
+    """One line before a run that is large for its machine."""
+    need, free = memory_estimate(setting.case.problem.operator), available_bytes(setting.item.x.device)
+    if free is not None and need > min(LARGE_BYTES, free / 4):
+        progress.say(f"memory: about {need / 2**30:.1f} GiB beside the prior, {free / 2**30:.1f} GiB are free")
+
+
+def _built(part: Part, setting: Setting, progress: Progress) -> tuple[Prior | None, Solver]:
     with as_mistake(f"prior of {part.label!r}"):
         prior = part.prior.build(**setting.context) if part.prior else None
+    if prior is not None and (note := unfamiliar(prior, setting.item.grid)):
+        progress.say(f"note on the prior of {part.label!r}: {note}")
     with as_mistake(f"solver {part.label!r}"):
         return prior, part.build(**setting.context, prior=prior)
 

@@ -34,3 +34,8 @@ def test_every_row_names_what_is_there():
 def test_every_solver_of_a_package_has_its_proof(package: str):
     told = {name for row in ROWS for name in re.findall(r"`(\w+)`", row[0])}
     assert {e.name for e in registry.entries("solver") if e.target.startswith(package)} <= told
+
+
+def test_every_prior_has_its_proof():
+    told = {name for row in ROWS for name in re.findall(r"`(\w+)`", row[0])}
+    assert {e.name for e in registry.entries("prior") if e.target.startswith("pdframe_")} <= told

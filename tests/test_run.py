@@ -318,6 +318,15 @@ def test_examples_are_valid(path):
         assert pdframe.load(path).methods
 
 
+def test_the_main_job_runs_in_its_shortest_form(tmp_path):
+    short = ["solver.start=pseudoinverse", "solver.steps=1", "solver.cg=1", "solver.last_tilings=1", "budget.steps=1"]
+    run = pdframe.load(EXAMPLES[0].with_name("chest_20_views.toml"), short).run(tmp_path / "main")
+    assert [m["label"] for m in run.record["methods"]] == ["FDK", "TV", "patch3d + DDS"]
+    assert run.record["measurement"]["frozen"] and (tmp_path / "main" / "figure.png").stat().st_size > 1e5
+    psnr = {row["method"]: row["metrics"]["psnr_db"] for row in run.rows}
+    assert psnr["FDK"] == pytest.approx(19.36, abs=0.02) and psnr["patch3d + DDS"] > psnr["FDK"]
+
+
 def test_residual_of_the_truth_is_one_deviation():
     grid = pdframe.Grid((8, 8, 8), (10.0, 10.0, 10.0))
     operator = pdframe.build("operator", "cone_beam", grid=grid, views=4)

@@ -81,6 +81,14 @@ def test_longer_training_lowers_the_validation_loss(toml, tmp_path):
     assert last < 0.8 * first  # 0.25 against 0.35 when it was written
 
 
+def test_the_variance_preserving_form_learns_too(toml, tmp_path):
+    longer = ["train.steps=120", "train.validate_every=40", "train.learning_rate=5e-3", "train.checkpoint_every_s=600"]
+    load_training(toml, [*longer, "task.precondition=vp"]).run(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    first, *_, last = (row["validation"]["rmse_hu_at_200"] for row in rows if "validation" in row)
+    assert last < first and load_weights(tmp_path / "weights.safetensors")[1].precondition == "vp"
+
+
 def test_a_killed_run_goes_on_with_the_same_curve(toml, straight, tmp_path):
     """kill -9 at whatever moment the third line of the log appears, then the same command again."""
     command = [sys.executable, "-m", "pdframe", "train", str(toml), "--out", str(tmp_path)]

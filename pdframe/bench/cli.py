@@ -8,6 +8,7 @@ import click
 
 TOML = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+PAGE = "report.html"
 
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. budget.seconds=20."
@@ -51,15 +52,24 @@ def run(
     retry: bool,
     freeze: bool,
 ) -> None:
-    """Run the rows of the test split that are missing. A second run changes nothing and says so."""
+    """Tune where the bench says so, run the rows of the test split that are missing, write the report.
+
+    A second run changes nothing and says so.
+    """
     from pdframe.bench.config import load_bench
     from pdframe.bench.run import freeze_bench, run_bench
+    from pdframe.bench.tune import tune_bench
 
     loaded = load_bench(toml, overrides, variant or "")
+    where = {"out_dir": out_dir, "variant": variant or "", "console": True}
+    if loaded.tuning is not None:
+        tune_bench(loaded, **where)
     if freeze:
-        freeze_bench(loaded, out_dir=out_dir, variant=variant or "", console=True)
+        freeze_bench(loaded, **where)
         return
-    run_bench(loaded, out_dir=out_dir, variant=variant or "", only=only, timing=timing, retry=retry, console=True)
+    result = run_bench(loaded, **where, only=only, timing=timing, retry=retry, overrides=overrides)
+    if result.ran or not (result.folder / PAGE).is_file():
+        click.echo(_reported(result.folder))
 
 
 @bench.command()
@@ -93,6 +103,11 @@ def merge(into: Path, sources: tuple[Path, ...]) -> None:
 def report(folder: Path, reference: str, metric: str) -> None:
     """Write report.html into the bench folder FOLDER, one page that opens offline, table.csv, .md and .tex, and a
     picture of a case of each problem."""
+    click.echo(_reported(folder, reference, metric))
+
+
+def _reported(folder: Path, reference: str = "", metric: str = "psnr_db") -> Path:
+    """Writes everything that a report is; the path of its page."""
     from pdframe.bench.rows import read_rows
     from pdframe.report.page import write_page
     from pdframe.report.page_data import read
@@ -101,7 +116,7 @@ def report(folder: Path, reference: str, metric: str) -> None:
 
     write_tables(folder, read_rows(folder), reference=reference, metric=metric)
     write_pictures(read(folder, reference, metric))
-    click.echo(write_page(folder, folder / "report.html", reference=reference, metric=metric))
+    return write_page(folder, folder / PAGE, reference=reference, metric=metric)
 
 
 @bench.command()

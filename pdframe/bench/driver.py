@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
@@ -185,7 +186,7 @@ class Driver:
             "budget": self.bench.budget.model_dump(exclude_none=True),
             "timeout_s": self.bench.timeout_s,
             "memory_limit_gib": self.bench.memory_limit_gib,
-            "command": f"{self.command} --only '{plan.id}'" if self.command else "",
+            "command": f"{self.command} --only {shlex.quote(plan.id)}" if self.command else "",
             "machine": dict(outcome.machine),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -40,13 +41,15 @@ def run_bench(
     timing: bool = False,
     retry: bool = False,
     console: bool = False,
+    overrides: Sequence[str] = (),
 ) -> BenchResult:
     """Runs the rows of the test split that are not there yet.
 
     out_dir: the bench folder; default runs/<name of the TOML>[-<variant>]. only: patterns; rows are run whose id
     (case/method) or whose method's label matches one. timing: one row at a time, and those again that ran beside
-    others. retry: rows that failed again. ConfigError if the folder belongs to another bench, or if tuning has not
-    ended; FolderBusy if another process works in it.
+    others. retry: rows that failed again. overrides: what `bench` was loaded with, for the command that a row says it
+    can be repeated by. ConfigError if the folder belongs to another bench, or if tuning has not ended; FolderBusy if
+    another process works in it.
     """
     folder = out_dir or default_folder(bench, variant)
     progress = on_console() if console else Silent()
@@ -57,13 +60,20 @@ def run_bench(
             raise ConfigError("no row is asked for: is there a scan of the test split, and does --only match one?")
         part = alone(bench.executor) if timing else bench.executor
         registry.require(part.entry)
-        command = (
-            f"pdframe bench run {bench.source.name if bench.source else 'BENCH.toml'}{variant and ' --' + variant}"
-        )
+        command = _command(bench, variant, overrides, out_dir)
         options = {"timing": timing, "retry": retry, "command": command, "progress": progress}
         ran = Driver(bench, folder, part.build(), **options).run(asked)
         progress.say(f"{ran} rows run" if ran else f"all {len(asked)} rows were done before: nothing to do")
     return BenchResult(folder, ran, len(asked))
+
+
+def _command(bench: Bench, variant: str, overrides: Sequence[str], out_dir: Path | None) -> str:
+    """What runs rows of this bench, as it is typed in the folder of the TOML."""
+    options = [f"--{variant}"] if variant else []
+    options += [word for text in overrides for word in ("--set", text)]
+    if out_dir is not None:
+        options += ["--out", out_dir.name if out_dir.is_absolute() else str(out_dir)]
+    return shlex.join(["pdframe", "bench", "run", bench.source.name if bench.source else "BENCH.toml", *options])
 
 
 def freeze_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", console: bool = False) -> BenchResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,15 @@ def prox(
     start = centre if x0 is None else x0
     settings = {"centre": centre, "damping": damping, "weights": weights, "target": target}
     return cgls(operator, y, iterations=iterations, x0=start, **settings)
+
+
+@functools.singledispatch
+def call_bytes(operator: ForwardOperator, *, itemsize: int = 4) -> int:
+    """Memory that one `forward` or `adjoint` of one item takes: its input, its output, its scratch; an upper bound.
+
+    The default counts input and output. An operator that needs more registers its own.
+    """
+    return itemsize * (operator.grid.size + math.prod(operator.data_shape))
 
 
 @functools.singledispatch

@@ -44,6 +44,12 @@ def prior_on(prior: Prior, grid: Grid) -> Prior:
 
 
 @functools.singledispatch
+def unfamiliar(prior: Prior, grid: Grid) -> str:
+    """What about a grid the prior was not made for, in one line; "", the default, if nothing is known against it."""
+    return ""
+
+
+@functools.singledispatch
 def prior_cost(prior: Prior, shape: tuple[int, ...]) -> dict[str, float]:
     """What one `denoise` of a (batch, channel, *spatial) tensor costs: {"voxels": ..., "flops": ...}.
 

@@ -38,6 +38,14 @@ def spacing_of(grid: Grid) -> tuple[float, float, float]:
     return tuple(grid.spacing)
 
 
+def spacing_outside(card: NetworkCard, grid: Grid) -> str:
+    """A line if the in-plane spacing lies outside what the network was trained on; "" if not."""
+    (low, high), finest, coarsest = card.spacing_range_mm, min(grid.spacing[1:]), max(grid.spacing[1:])
+    if low * 0.999 <= finest and coarsest <= high * 1.001:
+        return ""
+    return f"trained on voxels of {low:.3g} to {high:.3g} mm in plane, these have {finest:.3g}"
+
+
 def known_spacing(spacing_mm: tuple[float, float, float] | None) -> tuple[float, float, float]:
     """The spacing, which a prior lacks until it is brought to a grid; an error that says so."""
     if spacing_mm is None:

@@ -1,19 +1,23 @@
-"""Classical reconstruction: direct inversion, least squares, total variation."""
+"""Classical reconstruction: direct inversion, least squares, total variation (as a solver and as a prior)."""
 
 from pdframe.hooks import Entry, hookimpl
-from pdframe_classic.references import ADMM, CONJUGATE_GRADIENTS, FDK, KAK_SLANEY, PRIMAL_DUAL, SIRT, TIKHONOV, TV
+from pdframe_classic.references import (
+    ADMM,
+    CONJUGATE_GRADIENTS,
+    FAST_PROJECTION,
+    FDK,
+    KAK_SLANEY,
+    PRIMAL_DUAL,
+    SIRT,
+    TIKHONOV,
+    TV,
+)
 
 
 @hookimpl
 def pdframe_register() -> list[Entry]:
     return [
-        Entry(
-            "solver",
-            "fdk",
-            "pdframe_classic.direct:FDKConfig",
-            "Filtered back-projection of a cone beam (FDK)",
-            cite=FDK,
-        ),
+        Entry("solver", "fdk", "pdframe_classic.direct:FDKConfig", "Filtered back-projection of a cone beam", cite=FDK),
         Entry(
             "solver",
             "fbp",
@@ -59,5 +63,12 @@ def pdframe_register() -> list[Entry]:
             "Total variation with non-negativity, by the primal-dual method of Chambolle and Pock",
             example=(("steps", 12),),
             cite=TV + PRIMAL_DUAL,
+        ),
+        Entry(
+            "prior",
+            "tv",
+            "pdframe_classic.tv_prior:TVPriorConfig",
+            "Total variation as a denoiser, for `admm` above all",
+            cite=TV + FAST_PROJECTION,
         ),
     ]

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pdframe.core.operator import ForwardOperator, direct_inverse
+from pdframe.core.operator import ForwardOperator, direct_inverse, pseudoinverse
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
@@ -19,7 +19,9 @@ class FDKConfig(Config):
 
     nonnegative: bool = Field(True, description="Set negative voxels to 0.")
 
-    def build(self) -> Direct:
+    def build(self, operator: ForwardOperator | None = None) -> Direct:
+        if getattr(operator, "geometry", None) is not None and direct_inverse(operator) is None:
+            raise ValueError("fdk needs a source that goes round a circle or an arc: use cgls, sirt or admm_tv")
         return Direct(self.nonnegative)
 
 
@@ -44,7 +46,7 @@ class DirectState:
 
 @dataclass(frozen=True)
 class Direct(Solver[DirectState]):
-    """x = the operator's direct inverse of y, in one step. ValueError if it has none."""
+    """x = the operator's pseudo-inverse of y, in one step."""
 
     nonnegative: bool
 
@@ -56,13 +58,7 @@ class Direct(Solver[DirectState]):
         return DirectState(problem.y.new_zeros(*problem.y.shape[:2], *problem.operator.grid.shape), False)
 
     def step(self, problem: Problem, state: DirectState, rng: torch.Generator) -> DirectState:
-        inverse = direct_inverse(problem.operator)
-        if inverse is None:
-            raise ValueError(
-                "fdk and fbp need an operator with a direct inverse (a scanner whose source goes round a circle or an "
-                "arc): this one has none; use cgls, sirt or admm_tv"
-            )
-        x = inverse(problem.y)
+        x = pseudoinverse(problem.operator, problem.y)
         return DirectState(x.clamp_min(0) if self.nonnegative else x, True)
 
     def view(self, state: DirectState) -> Progress:

@@ -36,6 +36,19 @@ CONJUGATE_GRADIENTS = """
 }
 """
 
+FAST_PROJECTION = """
+@article{beck2009fast,
+  title = {Fast Gradient-Based Algorithms for Constrained Total Variation Image Denoising and Deblurring Problems},
+  author = {Beck, Amir and Teboulle, Marc},
+  journal = {IEEE Transactions on Image Processing},
+  volume = {18},
+  number = {11},
+  pages = {2419--2434},
+  year = {2009},
+  doi = {10.1109/TIP.2009.2028250}
+}
+"""
+
 TV = """
 @article{rudin1992nonlinear,
   title = {Nonlinear Total Variation Based Noise Removal Algorithms},

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.prior import Prior, prior_cost, prior_on
-from pdframe.ct.network_prior import denoise_volumes, known_spacing, spacing_of
+from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
+from pdframe.ct.network_prior import denoise_volumes, known_spacing, spacing_of, spacing_outside
 from pdframe.hooks import Config
 from pdframe_patch import tiling
 from pdframe_patch.context import area_matrices, downsample, noise_gain
@@ -97,6 +97,11 @@ class PatchPrior(Prior):
 @prior_on.register
 def _(prior: PatchPrior, grid: Grid) -> Prior:
     return replace(prior, spacing_mm=spacing_of(grid))
+
+
+@unfamiliar.register
+def _(prior: PatchPrior, grid: Grid) -> str:
+    return spacing_outside(prior.card, grid)
 
 
 @prior_cost.register

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from pdframe.core.memory import available_bytes
 from pdframe_ray import columns, planes
 
 if TYPE_CHECKING:
@@ -44,21 +43,3 @@ def check(operator: ConeBeam, value: Tensor) -> None:
             f"{need / 2**30:.1f} GiB more on {value.device}, {free / 2**30:.1f} GiB are free: "
             "use a smaller grid or batch, or fewer views at a time"
         )
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on a device, or None where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type != "cpu":
-        return None
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None

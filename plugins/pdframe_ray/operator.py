@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.operator import ForwardOperator, direct_inverse
+from pdframe.core.operator import ForwardOperator, call_bytes, direct_inverse
 from pdframe.ct.geometry import Geometry, check_clear
 from pdframe_ray import columns, memory, planes
 from pdframe_ray.rays import IndexRays
@@ -97,6 +97,11 @@ def _items(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{what} must be float32 or float64: got {value.dtype}; convert it with .float()")
     return value.detach().flatten(0, 1)
+
+
+@call_bytes.register
+def _(operator: ConeBeam, *, itemsize: int = 4) -> int:
+    return memory.memory_estimate(operator, itemsize=itemsize)
 
 
 @direct_inverse.register

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pdframe.core.grid import Grid
-from pdframe.core.prior import Prior, prior_cost, prior_on
-from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, spacing_of
+from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
+from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, spacing_of, spacing_outside
 from pdframe.hooks import Config
 from pdframe.nn.denoiser import UNetDenoiser, unet_flops
 from pdframe_slice.groups import draw_groups, group_slices
@@ -102,6 +102,11 @@ class SlicePrior(Prior):
 @prior_on.register
 def _(prior: SlicePrior, grid: Grid) -> Prior:
     return replace(prior, spacing_mm=spacing_of(grid))
+
+
+@unfamiliar.register
+def _(prior: SlicePrior, grid: Grid) -> str:
+    return spacing_outside(prior.card, grid)
 
 
 @prior_cost.register

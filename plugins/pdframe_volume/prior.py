@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.prior import Prior, prior_cost, prior_on
+from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
 from pdframe.ct.checkpoint import load_checkpoint
-from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, log_spacing, spacing_of
+from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, log_spacing, spacing_of, spacing_outside
 from pdframe.hooks import Config
 from pdframe.nn.denoiser import UNetDenoiser, unet_flops
 from pdframe_volume.network import Card
@@ -76,6 +76,11 @@ class VolumePrior(Prior):
 @prior_on.register
 def _(prior: VolumePrior, grid: Grid) -> Prior:
     return replace(prior, spacing_mm=spacing_of(grid))
+
+
+@unfamiliar.register
+def _(prior: VolumePrior, grid: Grid) -> str:
+    return spacing_outside(prior.card, grid)
 
 
 @prior_cost.register

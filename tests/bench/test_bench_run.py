@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -89,7 +90,7 @@ def test_a_row_says_what_was_done_and_what_it_cost(finished: Path):
     assert (row["status"], row["estimate"], row["samples"], row["timing"]) == ("finished", "sample", 1, True)
     assert row["config"]["name"] == "toy_descent" and row["config"]["steps"] == 6
     assert row["usage"]["view_calls"] == 48 and row["usage"]["seconds"] > 0
-    assert row["command"].endswith("--only 'all--head--s0/descent'") and row["machine"]["torch"] == torch.__version__
+    assert row["command"].endswith("--only all--head--s0/descent") and row["machine"]["torch"] == torch.__version__
     steps = [point["step"] for point in row["curve"]]
     assert steps == [1, 2, 3, 4, 5, 6] and row["curve"][2]["view_calls"] == 24
     assert row["curve"][-1]["psnr_db"] == row["metrics"]["psnr_db"] and "ssim" not in row["curve"][0]
@@ -354,11 +355,33 @@ def test_the_commands(finished: Path, copy: Path, tmp_path: Path):
     (tmp_path / "toys.toml").write_text(tomli_w.dumps(TABLE))
     done = CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--out", str(copy)])
     assert done.exit_code == 0 and "nothing to do" in done.output
+    assert {"report.html", "table.md", "table.csv", "cases.csv"} <= {path.name for path in copy.iterdir()}
+    before = everything(copy)
+    CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--out", str(copy)])
+    assert everything(copy) == before
     done = CliRunner().invoke(main, ["bench", "merge", str(copy), str(finished)])
     assert done.exit_code == 0 and "0 rows joined" in done.output
     done = CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--quick"])
     assert done.exit_code == 2 and "there is no [quick] table" in done.stderr
     assert pdframe.entries("executor")
+
+
+def test_the_command_of_a_row_repeats_it_and_one_command_does_all(toys: None, tmp_path: Path, monkeypatch):
+    """Tunes, runs and reports; the command in a row then runs that row again, in a folder that lacks it."""
+    monkeypatch.chdir(tmp_path)
+    other = {"label": "v", "split": "validation", "dataset": {**TABLE["scan"][0]["dataset"], "figure": "ellipsoids"}}
+    method = {**TABLE["method"][0], "search": {"steps": [2, 3]}}
+    tuned = {**TABLE, "scan": [*TABLE["scan"], other], "method": [method], "tuning": {"trials": 2}, "seeds": [0, 1]}
+    Path("toys.toml").write_text(tomli_w.dumps(tuned))
+    done = CliRunner().invoke(main, ["bench", "run", "toys.toml", "--set", "seeds=[0]", "--out", "mine"])
+    assert done.exit_code == 0, done.output
+    assert Path("mine/tuning/lock.json").is_file() and Path("mine/report.html").is_file()
+    (row,) = read_row_files(Path("mine"))
+    shutil.rmtree(Path("mine/rows", row["case"]))
+    program, *words = shlex.split(row["command"])
+    assert program == "pdframe" and CliRunner().invoke(main, words).exit_code == 0
+    (again,) = read_row_files(Path("mine"))
+    assert lasting(again) == lasting(row)
 
 
 def test_what_a_killed_attempt_left_is_used_again_only_with_the_same_prior_and_solver(tmp_path: Path):

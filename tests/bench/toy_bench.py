@@ -35,5 +35,5 @@ def lasting(row: Mapping[str, Any]) -> dict[str, Any]:
         for e in row.get("rows", [])
     ]
     curve = [{k: v for k, v in point.items() if k not in slow} for point in row["curve"]]
-    kept = {k: v for k, v in row.items() if k not in ("machine", "date", "solver_seconds")}
+    kept = {k: v for k, v in row.items() if k not in ("machine", "date", "solver_seconds", "command")}
     return {**kept, "rows": rows, "curve": curve}

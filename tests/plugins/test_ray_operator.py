@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -293,6 +294,37 @@ def test_plane_form_keeps_to_its_stated_scratch() -> None:
     items, panel = 2, (1000, 1000)
     count = planes.chunk_planes(items, panel[0] * panel[1], 64**2, 4)
     assert count * planes._plane_bytes(items, panel[0] * panel[1], 64**2, 4) <= planes.SCRATCH_BYTES
+
+
+MEASURED = """
+import sys, torch
+from pdframe.core.grid import Grid
+from pdframe.core.operator import call_bytes
+from pdframe_ray.config import ConeBeamConfig
+
+def told(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+def operator(edge):
+    return ConeBeamConfig(views=30, form=sys.argv[1]).build(Grid((edge,) * 3, (300 / edge,) * 3))
+
+torch.set_num_threads(1)
+small, large = operator(16), operator(128)
+x, y = torch.rand(1, 1, 128, 128, 128), torch.rand(1, 1, *large.data_shape)
+small.adjoint(small.forward(x[..., :16, :16, :16].contiguous()))  # compiles, and starts what is started once
+before = told("VmRSS")
+large.forward(x), large.adjoint(y)
+print(told("VmHWM") - before, call_bytes(large))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("form", ["auto", "planes"])
+def test_a_call_takes_no_more_memory_than_is_stated(form: str) -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURED, form], capture_output=True, text=True, check=True)
+    took, stated = map(int, done.stdout.split())
+    assert took < stated + 2**26  # 64 MiB for what the allocator keeps
 
 
 def test_falls_back_to_torch_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,15 @@ def test_what_the_page_is_made_of_is_in_the_wheel():
         assert f"pdframe/report/{name}" in packed, name
 
 
+def test_weights_and_sample_are_in_the_wheel():
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
+    packed = {f.distribution_path for f in wheel.WheelBuilder(str(ROOT)).recurse_included_files()}
+    shipped = [path for path in ROOT.glob("plugins/*/shipped/*") if path.is_file()]
+    sample = [path for path in (ROOT / "plugins" / "pdframe_data" / "chest").iterdir() if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in shipped) and any(path.suffix == ".gz" for path in sample)
+    assert {path.relative_to(ROOT / "plugins").as_posix() for path in (*shipped, *sample)} <= packed
+
+
 def test_text_and_attributes_are_escaped_and_markup_is_not():
     made = tag("p", EVIL, tag("b", "x"), None, ["&", 3], title=EVIL, hidden=True, class_="a", data_k=None)
     assert made.count("<") == 4 and "&lt;script&gt;" in made and "<b>x</b>&amp;3" in made
