@@ -322,7 +322,8 @@ def test_the_main_job_runs_in_its_shortest_form(tmp_path):
     short = ["solver.start=pseudoinverse", "solver.steps=1", "solver.cg=1", "solver.last_tilings=1", "budget.steps=1"]
     run = pdframe.load(EXAMPLES[0].with_name("chest_20_views.toml"), short).run(tmp_path / "main")
     assert [m["label"] for m in run.record["methods"]] == ["FDK", "TV", "patch3d + DDS"]
-    assert run.record["measurement"]["frozen"] and (tmp_path / "main" / "figure.png").stat().st_size > 1e5
+    assert run.record["measurement"]["protocol"] == "chest-v1" and run.record["measurement"]["finer"]
+    assert (tmp_path / "main" / "figure.png").stat().st_size > 1e5
     psnr = {row["method"]: row["metrics"]["psnr_db"] for row in run.rows}
     assert psnr["FDK"] == pytest.approx(19.36, abs=0.02) and psnr["patch3d + DDS"] > psnr["FDK"]
 
