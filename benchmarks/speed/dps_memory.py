@@ -22,6 +22,7 @@ import torch
 import pdframe
 from pdframe.core.budget import Budget
 from pdframe.core.grid import Grid
+from pdframe.core.memory import own_bytes
 from pdframe.core.noise import GaussianNoise
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
@@ -53,6 +54,8 @@ def measure(edge: int, jacobian: str, threads: int) -> dict[str, float]:
 
 
 def high_water() -> int:
+    if (peak := own_bytes("VmHWM")) is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -20,6 +20,7 @@ from pdframe.bench.guard import Guard
 from pdframe.bench.job import Job, Outcome, Point
 from pdframe.core.budget import Budget, Usage
 from pdframe.core.checkpoint import fingerprint
+from pdframe.core.memory import own_bytes
 from pdframe.core.noise import NoNoise
 from pdframe.core.problem import Problem
 from pdframe.core.solve import Solution, Status
@@ -145,8 +146,7 @@ def _memory_limit(job: Job) -> Iterator[None]:
     elif limit is not None and sys.platform == "linux":
         import resource
 
-        with open("/proc/self/status", encoding="ascii") as file:
-            taken = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData"))
+        taken = own_bytes("VmData") or 0
         before = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (taken + limit, before[1]))
         try:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pdframe.core.grid import Grid
 from pdframe.core.linalg import LeastSquares
+from pdframe.core.memory import own_bytes
 from pdframe.core.operator import ForwardOperator, direct_inverse, operator_norm, prox
 from pdframe.core.prior import Prior, prior_cost, prior_on
 
@@ -239,9 +240,8 @@ def _now(device: torch.device) -> float:
 def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # ru_maxrss goes on from the process that started this one; VmHWM is of this one
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
+    if (peak := own_bytes("VmHWM")) is not None:  # ru_maxrss goes on from the process that started this one
+        return peak
     try:
         import resource
     except ImportError:  # Windows

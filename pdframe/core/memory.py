@@ -1,4 +1,4 @@
-"""How much memory is left, on a GPU, on a machine, or in the container that a process is confined to."""
+"""How much memory is left, on a GPU, a machine, or in the container of a process; and how much this process takes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ def available_bytes(device: torch.device | str = "cpu") -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
-    known = [left for left in (meminfo("MemAvailable"), _container_bytes()) if left is not None]
+    known = [left for left in (_line("/proc/meminfo", "MemAvailable"), _container_bytes()) if left is not None]
     return min(known) if known else _physical_bytes()
 
 
 def total_bytes() -> int | None:
     """Memory of this machine, or of the container that it is."""
-    known = [limit for limit in (meminfo("MemTotal"), _number(_CGROUP / "memory.max")) if limit]
+    known = [limit for limit in (_line("/proc/meminfo", "MemTotal"), _number(_CGROUP / "memory.max")) if limit]
     return min(known) if known else _physical_bytes()
 
 
-def meminfo(key: str) -> int | None:
-    """A line of Linux's /proc/meminfo, in bytes."""
+def own_bytes(key: str) -> int | None:
+    """A line of Linux's /proc/self/status: "VmHWM" is the peak of this process, "VmData" its private memory."""
+    return _line("/proc/self/status", key)
+
+
+def _line(path: str, key: str) -> int | None:
+    """A line "key:  number kB", in bytes."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with open(path, encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{key}:"))
     except (OSError, StopIteration):
         return None
