@@ -228,6 +228,25 @@ def table_sha256(table: Mapping[str, Any], folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def named_files(config: FromFile) -> dict[str, str]:
+    """SHA-256 of every file that the settings name and that is there, by its path relative to the TOML's folder."""
+    folder = config.source.parent if config.source else Path.cwd()
+    found: dict[str, str] = {}
+
+    def walk(value: object) -> None:
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            for one in value:
+                walk(one)
+        elif isinstance(value, Path) and value.is_file():
+            with value.open("rb") as file:
+                found[Path(os.path.relpath(value, folder)).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    walk(config.model_dump(mode="python", exclude_none=True, by_alias=True))
+    return found
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema of an experiment's TOML over all installed plugins: a table's `name` decides what it may hold."""
     table = Experiment.model_json_schema()

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pdframe import machine, measure, registry, runfolder, solutions
-from pdframe.config import Experiment, dump, sha256
+from pdframe.config import Experiment, dump, named_files, sha256
 from pdframe.core.checkpoint import fingerprint
 from pdframe.core.memory import available_bytes
 from pdframe.core.noise import NoNoise
@@ -106,10 +106,23 @@ def _resumed(experiment: Experiment, digest: str, folder: Path, fresh: bool, pro
     earlier = runfolder.read_json(folder / runfolder.RECORD)
     if earlier is not None and earlier["config_sha256"] != digest:
         raise ConfigError(f"{folder} holds a run with other settings: choose another folder, or start afresh (--fresh)")
+    if earlier is not None:
+        _refuse_changed_files(experiment, folder, earlier)
     if earlier is not None and earlier["status"] == "done":
         progress.say("this run was done before; --fresh runs it again")
         return RunResult(folder, earlier)
     return _run(experiment, digest, folder, progress)
+
+
+def _refuse_changed_files(experiment: Experiment, folder: Path, earlier: Mapping[str, Any]) -> None:
+    """ConfigError if a scan, weights or measurement is not what it was when the run began."""
+    now = named_files(experiment)
+    changed = [path for path, digest in earlier.get("files", {}).items() if now.get(path, digest) != digest]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} changed since the run in {folder} began: start afresh (--fresh), or choose another "
+            "folder (--out)"
+        )
 
 
 def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) -> RunResult:
@@ -279,6 +292,7 @@ def _record(experiment: Experiment, digest: str, setting: Setting) -> dict[str, 
     return {
         "title": experiment.title,
         "config_sha256": digest,
+        "files": named_files(experiment),
         "main": experiment.solver.label,
         "item": setting.item.name,
         "grid": {name: list(getattr(setting.item.grid, name)) for name in ("shape", "spacing", "centre")},

@@ -66,3 +66,19 @@ def test_what_looks_odd_about_a_scan_is_told_and_recorded(tmp_path, capsys):
     assert run.record["notes"][0].startswith("voxels of 0.004 x 0.004 x 0.004 mm: perhaps the header's unit")
     assert "no value below 0" in run.record["notes"][1]
     assert capsys.readouterr().out.count("note on scan: ") == len(run.record["notes"])
+
+
+def test_a_scan_that_changed_since_the_run_is_told_and_nothing_is_mixed(tmp_path):
+    def scan(seed: int) -> None:
+        x = 0.02 * torch.rand(1, 1, 12, 12, 12, generator=torch.Generator().manual_seed(seed))
+        write_nifti(tmp_path / "scan.nii", x, Grid((12, 12, 12), (9.0, 9.0, 9.0)), dtype="float32")
+
+    scan(0)
+    data = {"name": "nifti", "path": str(tmp_path / "scan.nii")}
+    experiment = settings(dataset=data, operator={"name": "parallel_beam", "views": 3}, solver={"name": "fbp"})
+    first = experiment.run(tmp_path / "r")
+    assert experiment.run(tmp_path / "r").record == first.record
+    scan(1)
+    with pytest.raises(ConfigError, match=r"scan\.nii changed since the run in .* began: start afresh"):
+        experiment.run(tmp_path / "r")
+    assert experiment.run(tmp_path / "r", fresh=True).record["files"] != first.record["files"]

@@ -128,15 +128,19 @@ function nameBeside(label, px, py, taken, box) {
   return null;
 }
 
-// Lines of (x, y) points, each a method on one case. lines: {slot, told, points}.
-function lineChart(title, x, y, lines, log, diagonal = false) {
+// Lines of (x, y) points, each a method on one case. lines: {slot, told, points}. `diagonal`: where x = y is drawn to,
+// from 0, if it is what a line should follow.
+function lineChart(title, x, y, lines, log, diagonal = 0) {
   const size = diagonal ? { width: 420, height: 380 } : { width: 760, height: 400 };
   const all = lines.flatMap((line) => line.points);
-  const ends = diagonal ? [0, 1] : [];
+  const ends = diagonal ? [0, diagonal] : [];
   const values = { x: [...all.map((p) => p[0]), ...ends], y: [...all.map((p) => p[1]), ...ends] };
   const chart = axes(title, { ...x, log, values: values.x }, { ...y, values: values.y }, size);
   const { plot, X, Y } = chart;
-  if (diagonal) plot.append(svg("path", { d: `M${X.place(0)},${Y.place(0)}L${X.place(1)},${Y.place(1)}`, class: "front" }));
+  if (diagonal) {
+    const d = `M${X.place(0)},${Y.place(0)}L${X.place(diagonal)},${Y.place(diagonal)}`;
+    plot.append(svg("path", { d, class: "front" }));
+  }
   for (const line of lines) {
     const d = line.points.map(([px, py], i) => `${i ? "L" : "M"}${X.place(px)},${Y.place(py)}`).join("");
     const [lastX, lastY] = line.points[line.points.length - 1];

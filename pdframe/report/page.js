@@ -105,11 +105,21 @@ function curves({ problem, scan, cost, metric }) {
   return { charts: chart ? [chart] : [], slots: slotsOf(lines), empty: "No method kept snapshots here." };
 }
 
-function coverage({ problem }) {
-  const lines = DATA.calibration.filter((c) => c.problem === problem).map((c) => ({ ...c, told: c.label }));
-  const chart = lines.length && lineChart(`Coverage of central intervals, ${problem}`, { label: "nominal coverage" },
-    { label: "observed coverage" }, lines, false, true);
-  return { charts: chart ? [chart] : [], slots: slotsOf(lines), empty: "No method gave samples here." };
+function calibration({ problem }) {
+  const shown = DATA.calibration.filter((c) => c.problem === problem);
+  const linesOf = (name) => shown.map((c) => ({ ...c, told: c.label, points: c[name] })).filter((c) => c.points.length);
+  const covered = linesOf("coverage"), errors = linesOf("errors"), unit = shown.length && shown[0].unit;
+  const charts = [];
+  if (covered.length) {
+    charts.push(lineChart(`Coverage of central intervals, ${problem}`, { label: "nominal coverage" },
+      { label: "observed coverage" }, covered, false, 1));
+  }
+  if (errors.length) {
+    const most = Math.max(...errors.flatMap((c) => c.points.map((p) => Math.min(...p))));
+    charts.push(lineChart(`Error by predicted deviation, ${problem}`, { label: `predicted deviation, ${unit}` },
+      { label: `error, ${unit}` }, errors, false, most));
+  }
+  return { charts, slots: slotsOf(covered), empty: "No method gave samples here." };
 }
 
 function start(id, draw, options) {
@@ -130,7 +140,7 @@ start("curves", curves, {
   cost: named(DATA.curveCosts),
   metric: named(DATA.metrics.filter((m) => DATA.curves.some((c) => c.points.some((p) => p[m.name] != null)))),
 });
-start("coverage", coverage, { problem: itself(DATA.calibration.map((c) => c.problem)) });
+start("calibrated", calibration, { problem: itself(DATA.calibration.map((c) => c.problem)) });
 
 const stage = document.getElementById("viewer");
 if (stage) new Viewer(stage, DATA.viewer);

@@ -146,10 +146,11 @@ def _calibration(told: Told) -> Markup | None:
         return None
     about = (
         "Whether posterior samples are as uncertain as they are wrong: deviation / error is 1 if so, below 1 for a "
-        "method that is too sure. Coverage on the diagonal is right; below it, intervals are too narrow."
+        "method that is too sure. On the diagonals coverage and error are as predicted; below the first, intervals "
+        "are too narrow; above the second, which has a point for each tenth of the voxels, deviations are too small."
     )
     table = calibration_table(told.rows, told.slots, *told.unit)
-    return join([tag("p", about, class_="note"), table, _plot("coverage", problem="Problem")])
+    return join([tag("p", about, class_="note"), table, _plot("calibrated", problem="Problem")])
 
 
 def _plot(name: str, **selects: str) -> Markup:

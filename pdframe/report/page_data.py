@@ -19,7 +19,7 @@ from pdframe.ct.units import attenuation_to_hu
 from pdframe.ct.windows import METRIC
 from pdframe.report.details import numbers_text
 from pdframe.report.results import COSTS, calibrations
-from pdframe.report.tables import heading, number
+from pdframe.report.tables import error_by_deviation, heading, number
 from pdframe.report.volumes import Shown, embed
 
 #: What a point of a curve may have cost.
@@ -91,7 +91,7 @@ def chart_data(told: Told) -> dict[str, Any]:
         "lines": lines,
         "curves": curves,
         "curveCosts": [{"name": n, "label": heading(n)} for n in costs],
-        "calibration": list(_coverage_data(told)),
+        "calibration": list(_calibration_data(told)),
     }
 
 
@@ -109,16 +109,22 @@ def _curve_data(told: Told) -> Iterator[dict[str, Any]]:
                "points": points}  # fmt: skip
 
 
-def _coverage_data(told: Told) -> Iterator[dict[str, Any]]:
-    """Observed coverage by nominal coverage, the mean over the cases of a method."""
+def _calibration_data(told: Told) -> Iterator[dict[str, Any]]:
+    """Observed coverage by nominal coverage, and error by predicted deviation: each the mean over a method's cases."""
+    scale, unit = told.unit
     for (problem, method), found in calibrations(told.rows).items():
         observed: dict[float, list[float]] = {}
         for calibration in found.values():
             for one in calibration.get("coverage") or ():
                 observed.setdefault(round(one["nominal"], 6), []).append(one["observed"])
-        points = [[nominal, sum(values) / len(values)] for nominal, values in sorted(observed.items())]
-        if points:
-            yield {"problem": problem, "label": method, "slot": told.slots[method], "points": points}
+        yield {
+            "problem": problem,
+            "label": method,
+            "slot": told.slots[method],
+            "unit": unit,
+            "coverage": [[nominal, sum(values) / len(values)] for nominal, values in sorted(observed.items())],
+            "errors": [[scale * deviation, scale * error] for deviation, error in error_by_deviation(found)],
+        }
 
 
 def viewer_data(told: Told) -> tuple[str, dict[str, Any], dict[str, str]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,17 @@ def calibration_grids(rows: Sequence[Row]) -> list[Grid]:
     head = ["problem", "method", "samples", "interval, nominal", "truth within", "deviation / error", "CRPS", "cases"]
     cells = [head, *(_calibration_cells(*key, cases) for key, cases in found.items())]
     note = "Calibrated: the truth lies within as often as nominal, deviation / error is 1. CRPS in the volume's unit."
-    return [Grid("Calibration", cells, [note])]
+    return [Grid("Calibration", cells, [note]), *_error_grids(found)]
+
+
+def error_by_deviation(cases: Mapping[Case, Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """(predicted deviation, error) of each bin of voxels, root mean squares over cases; empty with under 4 samples."""
+    curves = [curve for told in cases.values() if (curve := told.get("error_by_deviation"))]
+
+    def over_cases(bins: Sequence[Mapping[str, float]], name: str) -> float:
+        return math.sqrt(sum(one[name] ** 2 for one in bins) / len(bins))
+
+    return [(over_cases(bins, "deviation"), over_cases(bins, "rmse")) for bins in zip(*curves, strict=False)]
 
 
 def as_csv(summary: Summary) -> str:
@@ -181,6 +192,8 @@ def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
         )
     if most == 1:
         notes.append("With one patient the intervals speak of seeds on that patient alone, and no p can be below 1.")
+    if all(line.trials == 0 for line in lines):
+        notes.append("No method was tuned in this bench: settings are as it writes them, or defaults.")
     notes += _timing_note(line.timing for line in lines)
     notes += dict.fromkeys(text for line in lines for text in _mixed(line))
     # A method's failures stand with each of its estimates; once is enough here.
@@ -240,6 +253,18 @@ def _calibration_cells(problem: str, method: str, cases: Mapping[Case, Mapping[s
     nominal = f"{first['coverage'][0]['nominal']:.3f}"
     counted = "-" if crps is None else _counted(crps)
     return [problem, method, str(first["samples"]), nominal, *map(within, (observed, skill, crps)), counted]
+
+
+def _error_grids(found: Mapping[tuple[str, str], Mapping[Case, Mapping[str, Any]]]) -> list[Grid]:
+    """Error by predicted deviation, bin by bin, where a method drew samples enough for it."""
+    curves = {key: curve for key, cases in found.items() if (curve := error_by_deviation(cases))}
+    if not curves:
+        return []
+    bins = max(map(len, curves.values()))
+    head = ["problem", "method", *(f"bin {i + 1}" for i in range(bins))]
+    cells = [head, *([*key, *(f"{d:.3g} / {e:.3g}" for d, e in curve)] for key, curve in curves.items())]
+    note = "Predicted deviation / error in bins of equally many voxels, the surest first, in the volume's unit."
+    return [Grid("Error by predicted deviation", cells, [note])]
 
 
 def _flat(line: Line, summary: Summary, metrics: Sequence[str]) -> dict[str, Any]:

@@ -282,6 +282,28 @@ def test_calibration_has_intervals_over_cases():
     assert calibration_grids(rows[-1:]) == []
 
 
+def test_error_by_predicted_deviation_is_a_root_mean_square_over_cases_bin_by_bin():
+    def told(*bins: tuple[float, float]) -> dict[str, Any]:
+        curve = [{"deviation": d, "rmse": e, "voxels": 5} for d, e in bins]
+        one = {"samples": 4, "coverage": [{"nominal": 0.6, "observed": 0.6}], "spread_skill": 1.0, "crps": 1.0}
+        return {**one, "error_by_deviation": curve}
+
+    cases = (("a", told((1.0, 2.0), (5.0, 6.0))), ("b", told((7.0, 2.0), (5.0, 8.0))))
+    rows = [row("DDS", scan, 0, 30.0, calibration=c) for scan, c in cases]
+    _, grid = calibration_grids(rows)
+    assert grid.cells == [
+        ["problem", "method", "bin 1", "bin 2"],
+        ["8 views", "DDS", "5 / 2", "5 / 7.07"],
+    ]
+
+
+def test_a_bench_without_tuning_says_so():
+    told = "No method was tuned in this bench"
+    for trials, expected in ((0, True), (4, False), (None, False)):
+        (grid,) = grids_of(summarise([row("TV", "a", 0, 29.0, trials=trials), row("DDS", "a", 0, 30.0, trials=trials)]))
+        assert any(told in note for note in grid.notes) is expected
+
+
 def test_all_tables_are_written_with_the_cost_to_reach(tmp_path: Path):
     write_tables(tmp_path, curves(), reference="blend")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cases.csv", "table.csv", "table.md", "table.tex"]

@@ -275,7 +275,7 @@ def test_fronts_name_their_methods(opened):
     assert charts.first.locator(".point:not(.dim)").count() == 1
 
 
-def test_curves_and_coverage_are_drawn(opened):
+def test_curves_and_calibration_are_drawn(opened):
     page = opened.page
     curves = page.locator("#curves .point")
     methods, cases = len(METHODS) - 1, 4
@@ -284,7 +284,12 @@ def test_curves_and_coverage_are_drawn(opened):
     assert curves.count() == methods
     page.locator('#curves select[name="cost"]').select_option("network_flops")
     assert curves.count() == 2  # the others cost no network
-    assert page.locator("#coverage .point").count() == 1
+    calibrated = page.locator("#calibrated .chart")
+    told = [calibrated.nth(i).get_attribute("aria-label") for i in range(calibrated.count())]
+    assert told == ["Coverage of central intervals, 8 views", "Error by predicted deviation, 8 views"]
+    assert page.locator("#calibrated .point").count() == 2
+    errors = calibrated.nth(1).locator(".line").get_attribute("d")
+    assert errors.count("L") == 9  # ten bins
 
 
 def test_commands_settings_and_citations_can_be_copied(browser, report):
