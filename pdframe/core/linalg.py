@@ -4,6 +4,7 @@ does not depend on the batch it sits in. State in the dtype of the input, inner 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,34 @@ class LeastSquares(NamedTuple):
     iterations: int
 
 
+@dataclass(frozen=True)
+class CGState:
+    """After some steps on H x = b: x, its residual b - H x, the last direction and the square |r|^2 that it was made
+    from, which items go on, and the square at which an item stops; the last three (batch,)."""
+
+    x: Tensor
+    residual: Tensor
+    direction: Tensor
+    square: Tensor
+    active: Tensor
+    goal: Tensor
+    iterations: int
+
+
+@dataclass(frozen=True)
+class CGLSState:
+    """After some steps on min |y - A x|_W^2: x, its residual y - A x and misfit |y - A x|_W^2, the last direction and
+    the squared gradient that it was made from, and which items go on; the last three and misfit (batch,)."""
+
+    x: Tensor
+    residual: Tensor
+    misfit: Tensor
+    direction: Tensor
+    square: Tensor
+    active: Tensor
+    iterations: int
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each batch item, (batch,)."""
     wide = torch.float32 if a.device.type == "mps" else torch.float64  # Metal has no float64
@@ -50,22 +79,33 @@ def cg(
     An item stops when |b - H x| <= tolerance |b|. Costs one `matvec` per iteration. `precondition` applies a
     symmetric positive definite approximation of the inverse of H (Saad 2003, algorithm 9.1).
     """
+    k = cg_start(matvec, b, x0, tolerance=tolerance)
+    while k.iterations < iterations and bool(k.active.any()):
+        k = cg_step(matvec, k, precondition=precondition)
+    return Solved(k.x, k.residual, k.iterations)
+
+
+def cg_start(
+    matvec: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None = None, *, tolerance: float = 0.0
+) -> CGState:
+    """`cg` before its first step."""
     x = torch.zeros_like(b) if x0 is None else x0
     r = b if x0 is None else b - matvec(x0)
     goal = tolerance**2 * dot(b, b)
-    active, done = dot(r, r) > goal, 0
-    p = z = precondition(r)
-    rz = dot(r, z)
-    while done < iterations and bool(active.any()):
-        hp = matvec(p)
-        step = _ratio(rz, dot(p, hp), active)
-        x, r = x + per_item(step, x).to(x) * p, r - per_item(step, r).to(r) * hp
-        active, done = active & (dot(r, r) > goal), done + 1
-        if done < iterations:
-            z = precondition(r)
-            rz, before = dot(r, z), rz
-            p = z + per_item(_ratio(rz, before, active), p).to(p) * p
-    return Solved(x, r, done)
+    return CGState(x, r, torch.zeros_like(b), torch.zeros_like(goal), dot(r, r) > goal, goal, 0)
+
+
+def cg_step(
+    matvec: Callable[[Tensor], Tensor], k: CGState, *, precondition: Callable[[Tensor], Tensor] = lambda r: r
+) -> CGState:
+    """One step of `cg`, which costs one `matvec`."""
+    z = precondition(k.residual)
+    square = dot(k.residual, z)
+    p = z + per_item(_ratio(square, k.square, k.active), z).to(z) * k.direction
+    hp = matvec(p)
+    step = _ratio(square, dot(p, hp), k.active)
+    x, r = k.x + per_item(step, p).to(p) * p, k.residual - per_item(step, p).to(p) * hp
+    return CGState(x, r, p, square, k.active & (dot(r, r) > k.goal), k.goal, k.iterations + 1)
 
 
 def cgls(
@@ -87,30 +127,53 @@ def cgls(
     number or one per item). `weights` is the diagonal of W, like y.
     Costs at most iterations + 1 forward and `iterations` adjoint calls (one forward fewer from zero).
     """
-    start = y.new_zeros(*y.shape[:2], *operator.grid.shape) if x0 is None else x0
-    weigh = (lambda r: r) if weights is None else (lambda r: weights * r)
-    x, r = start, y if x0 is None else y - operator.forward(start)
-    misfit, done = dot(weigh(r), r), 0
-    active = misfit > target
-    if iterations < 1 or not bool(active.any()):
-        return LeastSquares(x, misfit, 0)
-    s = operator.adjoint(weigh(r))
-    if centre is None:
-        centre = start
-    elif damping:
-        s = s - damping * (start - centre)
-    p, ss = s, dot(s, s)
-    while True:
-        q = operator.forward(p)
-        step = _ratio(ss, dot(weigh(q), q) + damping * dot(p, p), active)
-        x, r = x + per_item(step, x).to(x) * p, r - per_item(step, r).to(r) * q
-        misfit, done = torch.where(active, dot(weigh(r), r), misfit), done + 1
-        active = active & (misfit > target) & (ss > 0)
-        if done == iterations or not bool(active.any()):
-            return LeastSquares(x, misfit, done)
-        s = operator.adjoint(weigh(r)) - damping * (x - centre)
-        ss, before = dot(s, s), ss
-        p = s + per_item(_ratio(ss, before, active), p).to(p) * p
+    k = cgls_start(operator, y, x0, weights=weights, target=target)
+    centre = k.x if centre is None else centre
+    while k.iterations < iterations and bool(k.active.any()):
+        k = cgls_step(operator, k, centre=centre, weights=weights, damping=damping, target=target)
+    return LeastSquares(k.x, k.misfit, k.iterations)
+
+
+def cgls_start(
+    operator: ForwardOperator,
+    y: Tensor,
+    x0: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
+    target: float | Tensor = 0.0,
+) -> CGLSState:
+    """`cgls` before its first step."""
+    x = y.new_zeros(*y.shape[:2], *operator.grid.shape) if x0 is None else x0
+    r = y if x0 is None else y - operator.forward(x)
+    misfit = dot(_weighed(r, weights), r)
+    return CGLSState(x, r, misfit, torch.zeros_like(x), torch.zeros_like(misfit), misfit > target, 0)
+
+
+def cgls_step(
+    operator: ForwardOperator,
+    k: CGLSState,
+    *,
+    centre: Tensor | None = None,
+    weights: Tensor | None = None,
+    damping: float = 0.0,
+    target: float | Tensor = 0.0,
+) -> CGLSState:
+    """One step of `cgls`, which costs one adjoint and one forward call; without `centre`, it is zero."""
+    s = operator.adjoint(_weighed(k.residual, weights))
+    if damping:
+        s = s - damping * (k.x if centre is None else k.x - centre)
+    square = dot(s, s)
+    active = k.active & (square > 0)
+    p = s + per_item(_ratio(square, k.square, active), s).to(s) * k.direction
+    q = operator.forward(p)
+    step = _ratio(square, dot(_weighed(q, weights), q) + damping * dot(p, p), active)
+    x, r = k.x + per_item(step, p).to(p) * p, k.residual - per_item(step, q).to(q) * q
+    misfit = torch.where(active, dot(_weighed(r, weights), r), k.misfit)
+    return CGLSState(x, r, misfit, p, square, active & (misfit > target), k.iterations + 1)
+
+
+def _weighed(r: Tensor, weights: Tensor | None) -> Tensor:
+    return r if weights is None else weights * r
 
 
 def power_iteration(

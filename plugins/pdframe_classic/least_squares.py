@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pdframe.core.linalg import cgls
+from pdframe.core.linalg import CGLSState, cgls_start, cgls_step
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
@@ -40,34 +40,28 @@ class CGLSConfig(Config):
 
 
 @dataclass(frozen=True)
-class CGLSState:
-    x: Tensor
-    misfit: float
-    iterations: int
-    done: bool
-
-
-@dataclass(frozen=True)
 class CGLS(Solver[CGLSState]):
-    """argmin |y - A x|_W^2 + damping |x|^2 by CGLS from zero, in one step of the loop."""
+    """argmin |y - A x|_W^2 + damping |x|^2 by CGLS from zero."""
 
     settings: CGLSConfig
 
     @property
     def total_steps(self) -> int:
-        return 1
+        return self.settings.iterations
 
     def init(self, problem: Problem, rng: torch.Generator) -> CGLSState:
-        return CGLSState(problem.y.new_zeros(*problem.y.shape[:2], *problem.operator.grid.shape), torch.nan, 0, False)
+        weights, target = self._weights_and_target(problem)
+        return cgls_start(problem.operator, problem.y, weights=weights, target=target)
 
     def step(self, problem: Problem, state: CGLSState, rng: torch.Generator) -> CGLSState:
-        s, y = self.settings, problem.y
-        weights = weights_of(problem, s.weighting)
-        target = s.discrepancy * expected_misfit(problem, weights)
-        fit = cgls(problem.operator, y, iterations=s.iterations, weights=weights, damping=s.damping, target=target)
-        x = fit.x.clamp_min(0) if s.nonnegative else fit.x
-        return CGLSState(x, float(fit.misfit.mean()) / y[0].numel(), fit.iterations, True)
+        weights, target = self._weights_and_target(problem)
+        return cgls_step(problem.operator, state, weights=weights, damping=self.settings.damping, target=target)
 
     def view(self, state: CGLSState) -> Progress:
-        stats = {"misfit": state.misfit, "iterations": state.iterations} if state.done else {}
-        return Progress(state.x, state.done, stats)
+        x = state.x.clamp_min(0) if self.settings.nonnegative else state.x
+        done = state.iterations == self.settings.iterations or not bool(state.active.any())
+        return Progress(x, done, {"misfit": float(state.misfit.mean()) / state.residual[0].numel()})
+
+    def _weights_and_target(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        weights = weights_of(problem, self.settings.weighting)
+        return weights, self.settings.discrepancy * expected_misfit(problem, weights)

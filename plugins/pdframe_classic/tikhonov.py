@@ -8,14 +8,14 @@ linear system, (A'WA / L + weight D'D) x = A'W y / L, preconditioned by FFT.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pdframe.core.linalg import cg
+from pdframe.core.linalg import CGState, cg_start, cg_step
 from pdframe.core.prior import per_item
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
@@ -50,44 +50,47 @@ class TikhonovConfig(Config):
 
 @dataclass(frozen=True)
 class TikhonovState:
-    x: Tensor
-    iterations: int
-    done: bool
+    """Where CG is, the weights of the data, L for each item, and the preconditioner's transfer function."""
+
+    cg: CGState
+    weights: Tensor
+    scale: Tensor
+    precondition: Tensor
 
 
 @dataclass(frozen=True)
 class Tikhonov(Solver[TikhonovState]):
-    """The minimiser at the head of this file, in one step of the loop."""
+    """The minimiser at the head of this file."""
 
     settings: TikhonovConfig
 
     @property
     def total_steps(self) -> int:
-        return 1
+        return self.settings.iterations
 
     def init(self, problem: Problem, rng: torch.Generator) -> TikhonovState:
-        return TikhonovState(problem.y.new_zeros(*problem.y.shape[:2], *problem.operator.grid.shape), 0, False)
+        s, y, operator = self.settings, problem.y, problem.operator
+        weights = weights_of(problem, s.weighting)
+        right = operator.adjoint(weights * y)
+        scale = per_item(largest_eigenvalue(operator, weights), right).to(y)
+        transfer = data_transfer(operator, weights, right) / scale
+        smooth = gradient_transfer(right, operator.grid.spacing) if s.penalty == "gradient" else 1.0
+        precondition = 1 / (transfer + s.weight * smooth + 1e-6)  # the transfer may vanish where the penalty does
+        start = cg_start(torch.zeros_like, right / scale, tolerance=s.tolerance)
+        return TikhonovState(start, weights, scale, precondition)
 
     def step(self, problem: Problem, state: TikhonovState, rng: torch.Generator) -> TikhonovState:
-        s, y, operator, spacing = self.settings, problem.y, problem.operator, problem.operator.grid.spacing
-        weights = weights_of(problem, s.weighting)
-        scale = per_item(largest_eigenvalue(operator, weights), state.x).to(y)
+        s, operator, spacing = self.settings, problem.operator, problem.operator.grid.spacing
 
         def normal(x: Tensor) -> Tensor:
             return x if s.penalty == "identity" else gradient_adjoint(gradient(x, spacing), spacing)
 
         def hessian(x: Tensor) -> Tensor:
-            return operator.adjoint(weights * operator.forward(x)) / scale + s.weight * normal(x)
+            return operator.adjoint(state.weights * operator.forward(x)) / state.scale + s.weight * normal(x)
 
-        transfer = data_transfer(operator, weights, state.x) / scale
-        smooth = gradient_transfer(state.x, spacing) if s.penalty == "gradient" else 1.0
-        inverse = 1 / (transfer + s.weight * smooth + 1e-6)  # the transfer may vanish where the penalty does
-        right = operator.adjoint(weights * y) / scale
-        solved = cg(
-            hessian, right, iterations=s.iterations, tolerance=s.tolerance, precondition=lambda r: filtered(r, inverse)
-        )
-        x = solved.x.clamp_min(0) if s.nonnegative else solved.x
-        return TikhonovState(x, solved.iterations, True)
+        after = cg_step(hessian, state.cg, precondition=lambda r: filtered(r, state.precondition))
+        return replace(state, cg=after)
 
     def view(self, state: TikhonovState) -> Progress:
-        return Progress(state.x, state.done, {"iterations": state.iterations} if state.done else {})
+        x = state.cg.x.clamp_min(0) if self.settings.nonnegative else state.cg.x
+        return Progress(x, state.cg.iterations == self.settings.iterations or not bool(state.cg.active.any()))
