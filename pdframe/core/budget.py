@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -54,8 +54,8 @@ class Usage:
     """What a solve cost. Batch items and channels count one by one.
 
     network_*: evaluations of `Prior.denoise`, and the voxel-evaluations and floating-point operations in them, as
-        `prior_cost` gives them. A gradient taken through an evaluation is no call of its own, but costs as much as
-        `BACKWARD_PASSES` more.
+        `prior_cost` gives them, or torch's counter where a prior has registered none. A gradient taken through an
+        evaluation is no call of its own, but costs as much as `BACKWARD_PASSES` more.
     forward_calls, adjoint_calls: applications of A and A' to one item; a pseudo-inverse counts as one adjoint.
     view_calls: the same times the operator's `views`.
     seconds: wall clock inside the solver; network_seconds and operator_seconds are parts of it.
@@ -81,9 +81,10 @@ class Usage:
 
 @dataclass
 class Meter:
-    """The running count behind the proxies of one solve, on one device."""
+    """The running count behind the proxies of one solve, on one device, and the limits that it is held to."""
 
     device: torch.device
+    budget: Budget = field(default_factory=Budget)
     usage: Usage = field(default_factory=Usage)
 
     def add(self, **amounts: float) -> None:
@@ -137,13 +138,23 @@ class CountedPrior(Prior):
 
     def denoise(self, x: Tensor, sigma: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
         cost = prior_cost(self._inner, tuple(x.shape))
-        self._meter.add(network_calls=x.shape[0], network_voxels=cost["voxels"], network_flops=cost["flops"])
         seen = x.view_as(x)  # so that the hooks below see what passes through this evaluation and no other
-        with self._meter.clock("network_seconds"), _letting_through("call"):
+        with self._meter.clock("network_seconds"), _letting_through("call"), self._operations() as found:
             clean = self._inner.denoise(seen, sigma, rng=rng)
+        if found is not None:
+            cost = {**cost, "flops": float(found.get_total_flops())}
+        self._meter.add(network_calls=x.shape[0], network_voxels=cost["voxels"], network_flops=cost["flops"])
         if seen.requires_grad and clean.requires_grad:
             self._count_backward(seen, clean, cost)
         return clean
+
+    def _operations(self) -> AbstractContextManager[Any]:
+        """torch's counter for a prior that does not say what it costs; it slows small operations down a little."""
+        if _specialised(prior_cost, self._inner):
+            return nullcontext()
+        from torch.utils.flop_counter import FlopCounterMode
+
+        return FlopCounterMode(display=False)
 
     def _count_backward(self, seen: Tensor, clean: Tensor, cost: dict[str, float]) -> None:
         """Puts every gradient that passes from `clean` back to `seen` on the meter."""
@@ -178,6 +189,23 @@ def counted_operator(operator: ForwardOperator, meter: Meter) -> CountedOperator
 def counted_prior(prior: Prior, meter: Meter) -> CountedPrior:
     """The prior behind a counting proxy."""
     return CountedPrior(prior, meter, prior.sigma_range, prior.mean, prior.deviation)
+
+
+def within(budget: Budget, operator: ForwardOperator) -> Budget:
+    """The budget, cut to what is left of that of the solve which has put `operator` behind a proxy, if one has.
+
+    So that a solve inside another, such as a warm start, ends where the outer one would. Steps are not shared.
+    """
+    if not isinstance(operator, CountedOperator):
+        return budget
+    outer, spent, limits = operator._meter.budget, operator._meter.usage, {}
+    for name in ("seconds", "network_voxels", "network_flops", "view_calls"):
+        if (limit := getattr(outer, name)) is not None:
+            left = max(limit - getattr(spent, name), 1e-9)
+            limits[name] = left if getattr(budget, name) is None else min(left, getattr(budget, name))
+    if outer.peak_memory_bytes is not None and budget.peak_memory_bytes is None:
+        limits["peak_memory_bytes"] = outer.peak_memory_bytes
+    return replace(budget, **limits)
 
 
 def overspent(budget: Budget, usage: Usage, steps: int) -> str | None:

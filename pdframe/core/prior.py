@@ -54,7 +54,8 @@ def prior_cost(prior: Prior, shape: tuple[int, ...]) -> dict[str, float]:
     """What one `denoise` of a (batch, channel, *spatial) tensor costs: {"voxels": ..., "flops": ...}.
 
     `voxels` counts voxel-evaluations of the network (more than the volume's where patches reach into the
-    padding or overlap); `flops` counts multiplications and additions, 0 where the prior has no network.
+    padding or overlap); `flops` counts multiplications and additions. A solve charges this; where a prior has
+    registered nothing it counts the operations of each call itself, and the default here says 0.
     """
     voxels = 1.0
     for n in shape:

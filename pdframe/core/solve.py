@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pdframe.core import checkpoint as checkpoints
-from pdframe.core.budget import Budget, Meter, Usage, counted_operator, counted_prior, overspent
+from pdframe.core.budget import Budget, Meter, Usage, counted_operator, counted_prior, overspent, within
 from pdframe.core.checkpoint import Snapshot
 from pdframe.core.operator import ForwardOperator
 from pdframe.core.prior import Prior, prior_on
@@ -149,10 +149,11 @@ class _Loop:
         device = problem.y.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        self.meter = Meter(device)
+        self.budget, self.on_step = within(budget, problem.operator), on_step
+        self.meter = Meter(device, self.budget)
         self.solver = _counted_solver(solver, problem, self.meter)
         self.problem = dataclasses.replace(problem, operator=counted_operator(problem.operator, self.meter))
-        self.rng, self.budget, self.on_step = rng, budget, on_step
+        self.rng = rng
         self.snapshot: Snapshot
         self.progress: Progress
 

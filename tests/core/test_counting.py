@@ -158,6 +158,34 @@ def test_the_prior_is_brought_to_the_grid_and_its_cost_counted():
     assert (usage.network_calls, usage.network_voxels, usage.network_flops) == (4, 512.0, 5120.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class SilentPrior(Prior):
+    """A matrix as a network, which does not say what it costs."""
+
+    weight: torch.Tensor
+    sigma_range: tuple[float, float] = (0.1, 10.0)
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, *, rng: torch.Generator | None = None) -> torch.Tensor:
+        return x @ self.weight
+
+
+def test_a_prior_that_does_not_say_what_it_costs_is_counted_by_its_operations():
+    x = torch.ones(2, 1, 3, 4)
+
+    def call(problem: Problem, prior: Prior) -> None:
+        prior.denoise(x, torch.ones(2))
+        with torch.enable_grad():
+            noisy = x.clone().requires_grad_()
+            torch.autograd.grad(prior.denoise(noisy, torch.ones(2)).sum(), noisy)
+
+    usage = _usage(call, prior=SilentPrior(torch.eye(4)))
+    one = 2 * x.numel() * 4
+    assert (usage.network_calls, usage.network_flops) == (4, one * (1 + 1 + 2))
+    assert usage.network_voxels == x.numel() * (1 + 1 + 2)
+
+
 def test_a_gradient_through_the_prior_is_counted_each_time_it_is_taken():
     x = torch.zeros(2, 1, 4, 4, 4)
 

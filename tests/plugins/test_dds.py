@@ -9,9 +9,12 @@ import types
 import pytest
 import torch
 from dense import EYE, ROWS, TOY, A, Y, krylov
+from pdframe_classic.least_squares import CGLSConfig
 from pdframe_solvers.dds import DDSConfig
 from pdframe_solvers.start import starting_volume
 
+from pdframe.core.budget import Budget
+from pdframe.core.linalg import cgls
 from pdframe.core.noise import NoNoise, PhotonNoise
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
@@ -74,6 +77,17 @@ def test_dds_is_its_recursion_in_closed_form(settings: dict):
     got = _solve(**settings)
     assert got.status is Status.finished and len(got.trace) == settings["steps"]
     torch.testing.assert_close(got.x, want, rtol=0, atol=1e-6)
+
+
+def test_a_warm_start_ends_where_the_budget_of_the_solve_does():
+    """CGLS takes one forward and one adjoint call a step, of one view each; 7 calls are 4 steps, and none of DDS."""
+    start = types.SimpleNamespace(build=lambda **_: CGLSConfig(iterations=50, nonnegative=False).build())
+    settings = DDSConfig(nonnegative=False, sigma_max=1.0).model_copy(update={"start": start})
+    solution = solve(TOY.problem, settings.build(prior=TOY.prior), budget=Budget(view_calls=7))
+    assert solution.status is Status.view_calls and not solution.trace
+    assert (solution.usage.forward_calls, solution.usage.adjoint_calls, solution.usage.network_calls) == (4, 4, 0)
+    weights = TOY.problem.noise.inverse_variance(TOY.problem.y)
+    torch.testing.assert_close(solution.x, cgls(TOY.problem.operator, TOY.problem.y, iterations=4, weights=weights).x)
 
 
 def test_tilings_are_averaged_and_the_last_level_has_its_own():
