@@ -18,7 +18,7 @@ LIBRARY = [p for p in SHIPPED if p.relative_to(ROOT).parts[0] != "tests"]
 PYPROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())
 MAX_LINES = 400
 #: Files that are themselves the heavy library's code; whoever needs them imports them inside a function.
-KERNELS = {"plugins/pdframe_ray/kernels.py"}
+KERNELS = {"pdframe/core/compiled.py", "pdframe/nn/norm_kernel.py", "plugins/pdframe_ray/kernels.py"}
 HEAVY = {"matplotlib", "nibabel", "numba", "odl", "deepinv", "astra", "scipy", "skimage", "itk", "optuna"}
 
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from pdframe.ct.units import WATER
 from pdframe.hooks import BackendMissing
+from pdframe.nn.norm import CHANNELS_LAST
 from pdframe.nn.precondition import Precondition
-from pdframe.nn.unet import CHANNELS_LAST, UNetShape
+from pdframe.nn.unet import UNetShape
 
 SHIPPED = "shipped"
 

@@ -15,8 +15,9 @@ from pdframe.core.seeds import generator
 from pdframe.ct.checkpoint import SHIPPED, AnyCard, NetworkCard, load_checkpoint, save_checkpoint
 from pdframe.ct.training_set import GridRange, Scan, TrainingScans, read_scans
 from pdframe.hooks import Config
+from pdframe.nn.norm import CHANNELS_LAST
 from pdframe.nn.precondition import Precondition, loss_weight
-from pdframe.nn.unet import CHANNELS_LAST, UNetShape
+from pdframe.nn.unet import UNetShape
 
 #: Noise levels of the validation.
 LADDER_HU = (25, 50, 100, 200, 400, 1000)

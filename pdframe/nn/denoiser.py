@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pdframe.core.prior import per_item
+from pdframe.nn.norm import CHANNELS_LAST
 from pdframe.nn.precondition import Precondition, fast_bfloat16, scaling
-from pdframe.nn.unet import CHANNELS_LAST, UNet, UNetShape
+from pdframe.nn.unet import UNet, UNetShape
 
 
 class UNetDenoiser(nn.Module):

@@ -7,15 +7,14 @@ network of arXiv 2512.18161: 68.59 M parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd, log
+from math import log
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: The memory format that convolutions like, by the number of spatial axes.
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+from pdframe.nn.norm import GroupNorm
 
 
 @dataclass(frozen=True)
@@ -62,35 +61,21 @@ def _zero(module: nn.Module) -> nn.Module:
     return module
 
 
-class _GroupNorm(nn.GroupNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        # On CPUs the backward pass of GroupNorm in channels-last order costs several times two copies (measured; of
-        # images in bfloat16 only).
-        slow = x.ndim == 5 or x.dtype == torch.bfloat16
-        if slow and x.device.type == "cpu" and torch.is_grad_enabled():
-            return super().forward(x.contiguous()).contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])
-        return super().forward(x)
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return _GroupNorm(32 if channels % 32 == 0 else gcd(8, channels), channels)
-
-
 class _Residual(nn.Module):
     """GroupNorm, SiLU, convolution, twice, with the noise embedding added between the two."""
 
     def __init__(self, dims: int, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
-        self.norm_in, self.conv_in = _norm(inputs), _conv(dims, inputs, outputs)
+        self.norm_in, self.conv_in = GroupNorm(inputs), _conv(dims, inputs, outputs)
         self.embed = nn.Linear(embedding, outputs)
-        self.norm_out, self.conv_out = _norm(outputs), _conv(dims, outputs, outputs)
+        self.norm_out, self.conv_out = GroupNorm(outputs), _conv(dims, outputs, outputs)
         self.skip = nn.Identity() if inputs == outputs else _conv(dims, inputs, outputs, kernel=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv_in(functional.silu(self.norm_in(x)))
+        h = self.conv_in(self.norm_in.activated(x))
         shift = self.embed(functional.silu(embedding))
         h = h + shift.reshape(*shift.shape, *(1,) * (x.ndim - 2))
-        return self.skip(x) + self.conv_out(functional.silu(self.norm_out(h)))
+        return self.skip(x) + self.conv_out(self.norm_out.activated(h))
 
 
 class _Attention(nn.Module):
@@ -103,7 +88,7 @@ class _Attention(nn.Module):
     def __init__(self, shape: UNetShape, channels: int) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.norm = _norm(channels)
+        self.norm = GroupNorm(channels)
         self.place = None
         if shape.places:
             self.place = nn.Sequential(nn.Linear(shape.dims, channels), nn.SiLU(), _zero(nn.Linear(channels, channels)))
@@ -179,7 +164,7 @@ class UNet(nn.Module):
             self.widen = _conv(dims, last, shape.fine * folded)
             self.fine_out = _Residual(dims, 2 * shape.fine, shape.fine, embedding)
             last = shape.fine
-        self.tail_norm = _norm(last)
+        self.tail_norm = GroupNorm(last)
         self.tail = _zero(_conv(dims, last, shape.out_channels))
 
     def forward(self, x: Tensor, label: Tensor, conditions: Tensor | None = None) -> Tensor:
@@ -200,7 +185,7 @@ class UNet(nn.Module):
         if folds:
             h = torch.cat([_unfold(self.widen(h), self.shape.fold), x], dim=1)
             h = self.fine_out(h, embedding)
-        return self.tail(functional.silu(self.tail_norm(h)))
+        return self.tail(self.tail_norm.activated(h))
 
 
 def _blocks(shape: UNetShape, inputs: int, outputs: int, level: int, embedding: int) -> list[nn.Module]:

@@ -88,7 +88,7 @@ class PatchPrior(Prior):
             )
 
         # As many voxels at once as keep the device busy, whatever the size of a patch.
-        batch = self.batch or max(1, (2**21 if device.type == "cuda" else 2**18) // patch**3)
+        batch = self.batch or max(1, (2**21 if device.type == "cuda" else 2**17) // patch**3)
         if self.tiling == "blended":
             return tiling.evaluate_blended(padded, context, tiling.overlapping(shape, patch), denoise_patches, batch)
         tiles = tiling.partition(shape, patch, tiling.random_offset(patch, rng))

@@ -2,32 +2,15 @@
 
 Volumes are (y, x, z) with z contiguous, data (view, column, row) with row contiguous. All rays to one upright panel
 column cross a plane on one vertical line, so a plane costs one blend of two z columns and one 1D resampling.
-The loops hold the GIL nowhere; a caller splits the work over threads. No voxel or ray is summed by two threads, so
+A caller splits the work over threads. No voxel or ray is summed by two threads, so
 the result does not depend on how many there are.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
-from numba.core.compiler import Compiler
 
-
-class _Restrict(Compiler):
-    """numba's compiler with C's `restrict` on array arguments: without it LLVM must not vectorise the gathers."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.state.flags.noalias = True
-
-
-def _compiled(function):  # noqa: ANN001, ANN202
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "pipeline_class": _Restrict}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep the cache in
-        return numba.njit(**options)(function)
-
+from pdframe.core.compiled import compiled
 
 # Columns of the table that `columns.table` makes: along plane j the crossing is at in-plane index ACROSS + j ACROSS_J;
 # row r is at z index Z + j Z_J + r (STEP + j STEP_J); its length per plane, in mm, is sqrt(FLAT + (RISE + r RISE_R)^2).
@@ -43,20 +26,20 @@ SLACK = 1e-4
 GRAIN = 2048.0
 
 
-@_compiled
+@compiled
 def _blend(low, high, a, b, out):  # noqa: ANN001, ANN202
     for z in range(np.uint64(len(low))):
         out[z] = a * low[z] + b * high[z]
 
 
-@_compiled
+@compiled
 def _split(step):  # noqa: ANN001, ANN202
     """Coarse and fine part of a step."""
     coarse = np.round(step * GRAIN) / GRAIN
     return coarse, step - coarse
 
 
-@_compiled
+@compiled
 def _resample(column, z, step, out):  # noqa: ANN001, ANN202
     """out[r] += column at z + step r, in float64. No position is negative, so truncation is floor."""
     kind = out.dtype.type
@@ -72,7 +55,7 @@ def _resample(column, z, step, out):  # noqa: ANN001, ANN202
         out[r] += low + fraction * (values[k + np.uint64(1)] - low)
 
 
-@_compiled
+@compiled
 def _reach(z, step, first):  # noqa: ANN001, ANN202
     """The last row that does not reach voxel `first` nor any above, its z from there, and where it stops short, +1.
 
@@ -83,7 +66,7 @@ def _reach(z, step, first):  # noqa: ANN001, ANN202
     return int(row), z + step * row - first, short - row + 1
 
 
-@_compiled
+@compiled
 def _spread(data, pad, z, step, tap, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
     """Transpose of `_resample` and `_blend`, by voxel, for rows number tap, tap + 1, tap + 2 of those that reach it.
 
@@ -106,7 +89,7 @@ def _spread(data, pad, z, step, tap, first, a, b, low, high):  # noqa: ANN001, A
         high[n] += b * total
 
 
-@_compiled
+@compiled
 def _spread_pair(data, pad, z, step, first, a, b, low, high):  # noqa: ANN001, ANN202, PLR0913
     """`_spread` where no voxel is reached by more than two rows (step >= 1)."""
     kind = low.dtype.type
@@ -125,7 +108,7 @@ def _spread_pair(data, pad, z, step, first, a, b, low, high):  # noqa: ANN001, A
         high[n] += b * total
 
 
-@_compiled
+@compiled
 def _lengths(entry, out):  # noqa: ANN001, ANN202
     """Millimetres of ray per plane for the rows of one panel column."""
     for r in range(len(out)):
@@ -133,7 +116,7 @@ def _lengths(entry, out):  # noqa: ANN001, ANN202
         out[r] = np.sqrt(entry[FLAT] + rise * rise)
 
 
-@_compiled
+@compiled
 def project(volume, layout, table, columns, out):  # noqa: ANN001, ANN202
     """out[c, row] = line integrals for the panel columns c in `columns`.
 
@@ -168,7 +151,7 @@ def project(volume, layout, table, columns, out):  # noqa: ANN001, ANN202
         total *= length
 
 
-@_compiled
+@compiled
 def weigh(data, table, columns, pad, out):  # noqa: ANN001, ANN202
     """out[c, pad + row] = data * length for the panel columns c in `columns`."""
     rows = data.shape[1]
@@ -178,7 +161,7 @@ def weigh(data, table, columns, pad, out):  # noqa: ANN001, ANN202
         out[c, pad : pad + rows] = data[c] * length
 
 
-@_compiled
+@compiled
 def back_project(data, pad, layout, table, columns, planes, volume):  # noqa: ANN001, ANN202
     """Add the transpose of `project` to the planes first ... last - 1 = `planes` of `volume`.
 
