@@ -1,8 +1,8 @@
 """Tuning with equal effort: every method gets the same number of trials, or the same seconds, on the validation split.
 
-The first trial of a method is the method as the bench writes it. Each round tries one more for every method and
-problem; its rows lie in tuning/rows, what came of them in tuning/log.jsonl. A tuning that was killed repeats no
-finished row. When the last search has ended, tuning/lock.json closes it.
+The first trial of a method is the method as the bench writes it; one without `search` has none. Each round tries one
+more for every method and problem; its rows lie in tuning/rows, what came of them in tuning/log.jsonl. A tuning that was
+killed repeats no finished row. When the last search has ended, tuning/lock.json closes it.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", 
             ran += driver.run([plan for c in candidates for plan in c.plans(bench)])
             log += [_line(bench, rules, folder, c) for c in candidates]
             runfolder.write(folder / TUNING / LOG, "".join(json.dumps(line) + "\n" for line in log))
+        if not log:  # no method has anything to search
+            runfolder.write(folder / TUNING / LOG, "")
         lock = write_lock(bench, folder, _chosen(bench, rules, log))
         progress.say(f"tuning has ended after {len(log)} trials and is locked; the test split may be opened")
     return TuneResult(folder, ran, lock)
@@ -120,7 +122,7 @@ def _check_key(method: Method, key: str, values: Sequence[Any], problem: str) ->
 
 def _round(bench: Bench, rules: Tuning, log: Sequence[Line]) -> list[Candidate]:
     """The next trial of every search that has not ended."""
-    pairs = [(method, problem.label) for problem in bench.problem for method in bench.method]
+    pairs = [(method, problem.label) for problem in bench.problem for method in bench.method if method.search]
     return [found for method, problem in pairs if (found := _next(rules, method, problem, log)) is not None]
 
 
@@ -180,19 +182,21 @@ def _case(rules: Tuning, timeout_s: float, row: Mapping[str, Any]) -> dict[str, 
 
 
 def _chosen(bench: Bench, rules: Tuning, log: Sequence[Line]) -> dict[str, dict[str, Any]]:
-    """The best trial of every method and problem; the earliest of equals; the defaults where every trial failed."""
+    """The best trial of every method and problem; the earliest of equals; the method as it is written where every
+    trial failed or there was nothing to try."""
     best = max if rules.goal == "highest" else min
     chosen: dict[str, dict[str, Any]] = {}
     for method in bench.method:
         for problem in bench.problem:
             lines = _of(log, method, problem.label)
             scored = [line for line in lines if line["score"] is not None]
-            found = best(scored, key=lambda line: line["score"]) if scored else lines[0]
+            first = lines[0] if lines else {"settings": {}, "trial": None, "score": None}
+            found = best(scored, key=lambda line: line["score"]) if scored else first
             chosen.setdefault(method.label, {})[problem.label] = {
                 "settings": found["settings"],
                 "trial": found["trial"],
                 "score": found["score"],
-                "default_score": lines[0]["score"],
+                "default_score": first["score"],
                 "trials": len(lines),
                 "failed": len(lines) - len(scored),
                 "seconds": sum(line["seconds"] for line in lines),

@@ -135,12 +135,12 @@ def test_every_method_has_the_same_number_of_trials_and_its_defaults_first(bench
     result = tune_bench(bench, out_dir=tmp_path)
     log = log_of(tmp_path)
     for problem in ("two", "three"):
-        for method, trials in (("A", 3), ("B", 3), ("C", 1)):  # C has nothing to search
+        for method, trials in (("A", 3), ("B", 3), ("C", 0)):  # C has nothing to search
             mine = [line for line in log if (line["method"], line["problem"]) == (method, problem)]
             assert [line["trial"] for line in mine] == list(range(trials))
-            assert mine[0]["settings"] == {}
+            assert not mine or mine[0]["settings"] == {}
             assert all(len(line["cases"]) == 2 for line in mine)  # one scan, two seeds
-    assert result.ran == len(grey.done) == 2 * (3 + 3 + 1) * 2
+    assert result.ran == len(grey.done) == 2 * (3 + 3) * 2
     assert all("--v--" in key for key in grey.done)
 
 
@@ -151,7 +151,7 @@ def test_the_best_trial_is_chosen_and_a_failed_one_never(bench, grey, tmp_path):
     assert failed, "the seed of this test draws no level above 0.04: choose another"
     assert {case["status"] for line in failed for case in line["cases"]} == {"crashed"}
     assert all("too bright" in case["reason"] for line in failed for case in line["cases"])
-    for method in "ABC":
+    for method in "AB":
         for problem in ("two", "three"):
             found = lock["methods"][method]["chosen"][problem]
             mine = [line for line in log if (line["method"], line["problem"]) == (method, problem)]
@@ -162,7 +162,18 @@ def test_the_best_trial_is_chosen_and_a_failed_one_never(bench, grey, tmp_path):
             assert (found["trials"], found["failed"]) == (len(mine), len(mine) - len(scores))
 
 
-@pytest.mark.parametrize("after", [5, 17])  # in the first round of twelve rows, and in the second
+def test_methods_without_a_search_are_locked_as_they_are_written(grey, tmp_path):
+    methods = [{"name": "grey", "label": "C"}]
+    result = tune_bench(load_bench(table(method=methods)), out_dir=tmp_path)
+    found = result.lock["methods"]["C"]["chosen"]["two"]
+    assert (result.ran, found["settings"], found["trials"], found["score"]) == (0, {}, 0, None)
+    assert log_of(tmp_path) == []
+    assert tune_bench(load_bench(table(method=methods)), out_dir=tmp_path).ran == 0
+    with pytest.raises(ConfigError, match="changed after tuning"):
+        tune_bench(load_bench(table(method=[{**methods[0], "level": 0.03}])), out_dir=tmp_path)
+
+
+@pytest.mark.parametrize("after", [5, 13])  # in the first round of eight rows, and in the second
 def test_a_tuning_that_was_killed_goes_on_without_repeating_a_row(bench, grey, tmp_path, after):
     tune_bench(bench, out_dir=tmp_path / "whole")
     total = len(grey.done)
