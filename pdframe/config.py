@@ -210,8 +210,7 @@ def dump(config: Config) -> str:
 
 def sha256(config: Config) -> str:
     """Hash of the resolved settings, the same on every machine: keys sorted, paths relative to the TOML's folder."""
-    folder = config.source.parent if isinstance(config, FromFile) and config.source else Path.cwd()
-    return table_sha256(config.model_dump(mode="python", exclude_none=True, by_alias=True), folder)
+    return table_sha256(config.model_dump(mode="python", exclude_none=True, by_alias=True), _folder_of(config))
 
 
 def table_sha256(table: Mapping[str, Any], folder: Path) -> str:
@@ -219,7 +218,7 @@ def table_sha256(table: Mapping[str, Any], folder: Path) -> str:
 
     def plain(value: object) -> object:
         if isinstance(value, Path):
-            return Path(os.path.relpath(value, folder)).as_posix()
+            return _relative(value, folder)
         if isinstance(value, Enum):
             return value.value
         raise TypeError(f"a setting must be text, a number, a path, or a table or list of these: got {value!r}")
@@ -230,7 +229,7 @@ def table_sha256(table: Mapping[str, Any], folder: Path) -> str:
 
 def named_files(config: FromFile) -> dict[str, str]:
     """SHA-256 of every file that the settings name and that is there, by its path relative to the TOML's folder."""
-    folder = config.source.parent if config.source else Path.cwd()
+    folder = _folder_of(config)
     found: dict[str, str] = {}
 
     def walk(value: object) -> None:
@@ -241,10 +240,20 @@ def named_files(config: FromFile) -> dict[str, str]:
                 walk(one)
         elif isinstance(value, Path) and value.is_file():
             with value.open("rb") as file:
-                found[Path(os.path.relpath(value, folder)).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+                found[_relative(value, folder)] = hashlib.file_digest(file, "sha256").hexdigest()
 
     walk(config.model_dump(mode="python", exclude_none=True, by_alias=True))
     return found
+
+
+def _folder_of(config: Config) -> Path:
+    """What paths count relative to."""
+    return config.source.parent if isinstance(config, FromFile) and config.source else Path.cwd()
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The same on every machine."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def schema() -> dict[str, Any]:

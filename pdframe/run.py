@@ -132,9 +132,8 @@ def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) 
     # The baselines first: they are quick, and tell early whether the data are what they should be.
     main, *compared = experiment.methods
     ordered = (*compared, main)
-    built = [
-        _built(part, setting, progress) for part in ordered
-    ]  # all before the first runs: a mistake in the last comes early
+    # All before the first runs: a mistake in the last comes early.
+    built = [_built(part, setting, progress) for part in ordered]
     _told_of_memory(setting, progress)
     runfolder.write(folder / runfolder.CONFIG, dump(experiment))
     record = _record(experiment, digest, setting)

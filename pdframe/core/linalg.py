@@ -33,8 +33,8 @@ class LeastSquares(NamedTuple):
 
 @dataclass(frozen=True)
 class CGState:
-    """After some steps on H x = b: x, its residual b - H x, the last direction and the square |r|^2 that it was made
-    from, which items go on, and the square at which an item stops; the last three (batch,)."""
+    """After some steps on H x = b: x, its residual r = b - H x, the last direction and the r'z that it was made from (z
+    is r preconditioned), which items go on, and the |r|^2 at which an item stops; the last three (batch,)."""
 
     x: Tensor
     residual: Tensor
