@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pdframe import machine, measure, registry, runfolder, solutions
 from pdframe.config import Experiment, dump, named_files, sha256
+from pdframe.core.budget import Usage
 from pdframe.core.checkpoint import fingerprint
 from pdframe.core.memory import available_bytes
 from pdframe.core.noise import NoNoise
@@ -25,6 +26,7 @@ from pdframe.core.prior import Prior, unfamiliar
 from pdframe.core.problem import Case, Item, Metric, Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Status
+from pdframe.core.solver import Progress as Seen
 from pdframe.core.solver import Solver
 from pdframe.judge import Judge
 from pdframe.lock import only_one
@@ -234,7 +236,7 @@ def _method(
         count=count,
         seed=experiment.seed,
         budget=experiment.budget.build(),
-        on_step=lambda i, k, state, usage: progress.stepped(i * solver.total_steps + k, state.stats),
+        on_step=_teller(progress, count, solver.total_steps),
     )
     rows = _rows(part.label, Judge(setting.case.problem, setting.item, setting.metric).estimates(found))
     worst = next((s.status for s in found if s.status in FAILED), found[0].status)
@@ -254,6 +256,19 @@ def _method(
     short = ", ".join(in_short(rows[-1]).splitlines())
     progress.ended(f"{short or worst.value} ({told(rows[-1]['usage']['seconds'])})")
     return method
+
+
+def _teller(progress: Progress, count: int, total: int) -> solutions.OnStep:
+    """Tells how far `count` samples are: all together, or part by part where their steps differ in what they cost."""
+
+    def tell(sample: int, step: int, seen: Seen, usage: Usage) -> None:
+        if seen.leg is None:
+            progress.stepped(sample * total + step)
+        else:
+            which = f"sample {sample + 1} of {count}" if count > 1 else ""
+            progress.stepped(seen.leg.done, seen.leg.total, ", ".join(filter(None, (which, seen.leg.name))))
+
+    return tell
 
 
 def _rows(label: str, estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:

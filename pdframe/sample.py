@@ -119,7 +119,7 @@ def _draw_one(
     with torch.no_grad(), meter.clock("seconds"):
         estimates = draw_sample(counted, shape, steps=sampling.steps, rng=rng, device=device)
         for done, estimate in enumerate(estimates, 1):
-            progress.stepped(done, {})
+            progress.stepped(done)
             x = estimate
     write_nifti(path, x.clamp_min(0).cpu(), Grid(shape, sampling.spacing_mm))
     progress.ended(f"wrote {path}")

@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(finished, tmp_path):
     (folder / ".volume.nii.gz.99999.part").write_bytes(b"torn")
     steps = []
     original = run_module.Silent.stepped
-    run_module.Silent.stepped = lambda self, k, stats: steps.append(k)
+    run_module.Silent.stepped = lambda self, k: steps.append(k)
     try:
         pdframe.load(config).run(folder)
     finally:
@@ -382,6 +382,20 @@ def test_a_log_has_plain_lines(capsys):
     log = Log(Console(force_terminal=False))
     log.started("TV [weight 1]", 10)
     log.spoke_at -= 60
-    log.stepped(4, {})
+    log.stepped(4)
     log.ended("PSNR 30.00 dB")
     assert capsys.readouterr().out == "TV [weight 1]: step 4 of 10\nTV [weight 1]: PSNR 30.00 dB\n"
+
+
+def test_the_parts_of_a_method_have_their_own_steps_and_time_left(monkeypatch, capsys):
+    from rich.console import Console
+
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = Log(Console(force_terminal=False))
+    log.started("DDS", 80)
+    for done, total, part, at in [(1, 60, "start", 1), (20, 60, "start", 20), (1, 20, "", 70), (2, 20, "", 90)]:
+        now[0] = float(at)
+        log.stepped(done, total, part)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "DDS, start: step 20 of 60, 40 s left" and lines[-1] == "DDS: step 2 of 20, 6 min 00 s left"

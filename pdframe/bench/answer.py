@@ -24,7 +24,7 @@ from pdframe.core.memory import own_bytes
 from pdframe.core.noise import NoNoise
 from pdframe.core.problem import Problem
 from pdframe.core.solve import Solution, Status
-from pdframe.core.solver import Progress
+from pdframe.core.solver import Leg, Progress
 from pdframe.hooks import BackendMissing
 from pdframe.part import PartOf
 
@@ -109,20 +109,20 @@ class _Keeper:
     """Keeps the first sample's estimate after some steps, in files, so that an attempt that goes on has them all."""
 
     def __init__(self, folder: Path, count: int, total: int) -> None:
-        self.folder = folder
-        self.steps = curve_steps(count, total)
+        self.folder, self.count, self.total = folder, count, total
 
     def __call__(self, sample: int, step: int, progress: Progress, usage: Usage) -> None:
-        if sample == 0 and step in self.steps:
+        leg = progress.leg or Leg("", step, self.total)
+        if sample == 0 and leg.done in curve_steps(self.count, leg.total):
             point = Outcome("", "", points=(Point(step, usage, progress.x),))
             runfolder.write(self.folder / f"point_{step}.safetensors", point.to_bytes())
 
     def points(self, first: Solution) -> tuple[Point, ...]:
         """Those kept, and the estimate that the solve ended with."""
-        if not self.steps:
+        if not self.count:
             return ()
-        paths = [path for step in sorted(self.steps) if (path := self.folder / f"point_{step}.safetensors").is_file()]
-        kept = [Outcome.from_bytes(path.read_bytes()).points[0] for path in paths]
+        paths = self.folder.glob("point_*.safetensors")
+        kept = sorted((Outcome.from_bytes(p.read_bytes()).points[0] for p in paths), key=lambda point: point.step)
         end = Point(len(first.trace), first.usage, first.x)
         return (*(point for point in kept if point.step < end.step), end)
 

@@ -121,7 +121,7 @@ class Driver:
                     outcome = _outcome(found)
                     self._finish(plan, outcome, judge(plan.case), opened(plan.case).y_sha256)
                     done += 1
-                    self.progress.stepped(done, {})
+                    self.progress.stepped(done)
         except BaseException:
             self.progress.ended(f"stopped with {done} of {len(missing)}; the same command goes on from here")
             raise

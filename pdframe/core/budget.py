@@ -81,10 +81,9 @@ class Usage:
 
 @dataclass
 class Meter:
-    """The running count behind the proxies of one solve, on one device, and the limits that it is held to."""
+    """The running count behind the proxies of one solve, on one device."""
 
     device: torch.device
-    budget: Budget = field(default_factory=Budget)
     usage: Usage = field(default_factory=Usage)
 
     def add(self, **amounts: float) -> None:
@@ -189,23 +188,6 @@ def counted_operator(operator: ForwardOperator, meter: Meter) -> CountedOperator
 def counted_prior(prior: Prior, meter: Meter) -> CountedPrior:
     """The prior behind a counting proxy."""
     return CountedPrior(prior, meter, prior.sigma_range, prior.mean, prior.deviation)
-
-
-def within(budget: Budget, operator: ForwardOperator) -> Budget:
-    """The budget, cut to what is left of that of the solve which has put `operator` behind a proxy, if one has.
-
-    So that a solve inside another, such as a warm start, ends where the outer one would. Steps are not shared.
-    """
-    if not isinstance(operator, CountedOperator):
-        return budget
-    outer, spent, limits = operator._meter.budget, operator._meter.usage, {}
-    for name in ("seconds", "network_voxels", "network_flops", "view_calls"):
-        if (limit := getattr(outer, name)) is not None:
-            left = max(limit - getattr(spent, name), 1e-9)
-            limits[name] = left if getattr(budget, name) is None else min(left, getattr(budget, name))
-    if outer.peak_memory_bytes is not None and budget.peak_memory_bytes is None:
-        limits["peak_memory_bytes"] = outer.peak_memory_bytes
-    return replace(budget, **limits)
 
 
 def overspent(budget: Budget, usage: Usage, steps: int) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pdframe.core import checkpoint as checkpoints
-from pdframe.core.budget import Budget, Meter, Usage, counted_operator, counted_prior, overspent, within
+from pdframe.core.budget import Budget, Meter, Usage, counted_operator, counted_prior, overspent
 from pdframe.core.checkpoint import Snapshot
 from pdframe.core.operator import ForwardOperator
 from pdframe.core.prior import Prior, prior_on
@@ -149,8 +149,8 @@ class _Loop:
         device = problem.y.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        self.budget, self.on_step = within(budget, problem.operator), on_step
-        self.meter = Meter(device, self.budget)
+        self.budget, self.on_step = budget, on_step
+        self.meter = Meter(device)
         self.solver = _counted_solver(solver, problem, self.meter)
         self.problem = dataclasses.replace(problem, operator=counted_operator(problem.operator, self.meter))
         self.rng = rng
@@ -202,7 +202,8 @@ class _Loop:
 
 
 def _counted_solver(solver: Solver, problem: Problem, meter: Meter) -> Solver:
-    """The solver with its prior brought to the grid, and every prior and operator among its fields on the meter."""
+    """The solver with its prior brought to the grid, and every prior and operator among its fields on the meter; so too
+    in each solver among its fields."""
     counted: dict[str, Any] = {}
     for f in dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ():
         value = getattr(solver, f.name)
@@ -210,6 +211,8 @@ def _counted_solver(solver: Solver, problem: Problem, meter: Meter) -> Solver:
             counted[f.name] = counted_prior(prior_on(value, problem.operator.grid), meter)
         elif isinstance(value, ForwardOperator):
             counted[f.name] = counted_operator(value, meter)
+        elif isinstance(value, Solver):
+            counted[f.name] = _counted_solver(value, problem, meter)
     return dataclasses.replace(solver, **counted) if counted else solver
 
 

@@ -17,12 +17,25 @@ State = TypeVar("State")
 
 
 @dataclass(frozen=True)
+class Leg:
+    """A part of a solve whose steps cost alike: its name ("" for the main one), the steps taken in it, those meant."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Progress:
-    """What a state looks like from outside: the present estimate of x, whether it is final, numbers to log."""
+    """What a state looks like from outside: the present estimate of x, whether it is final, numbers to log.
+
+    leg: of a solve in parts, the one that the state belongs to; time left and curves go by it.
+    """
 
     x: Tensor
     done: bool
     stats: Mapping[str, float] = field(default_factory=dict)
+    leg: Leg | None = None
 
 
 class Solver(Interface, Generic[State]):

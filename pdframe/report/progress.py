@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pdframe.core.interface import Interface
@@ -29,8 +28,8 @@ class Progress(Interface):
         """A method begins; it means to take `total` steps."""
 
     @abc.abstractmethod
-    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
-        """`done` of its steps are taken."""
+    def stepped(self, done: int, total: int | None = None, part: str = "") -> None:
+        """`done` of its steps are taken; or of the `total` of a part of it, which has a time left of its own."""
 
     @abc.abstractmethod
     def ended(self, text: str) -> None:
@@ -46,7 +45,7 @@ class Silent(Progress):
     def started(self, label: str, total: int) -> None:
         pass
 
-    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
+    def stepped(self, done: int, total: int | None = None, part: str = "") -> None:
         pass
 
     def ended(self, text: str) -> None:
@@ -77,19 +76,22 @@ class Log(Progress):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.label, self.clock, self.spoke_at = "", Clock(0), 0.0
+        self.label, self.part, self.clock, self.spoke_at = "", "", Clock(0), 0.0
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, label: str, total: int) -> None:
-        self.label, self.clock, self.spoke_at = label, Clock(total), time.monotonic()
+        self.label, self.part, self.clock, self.spoke_at = label, "", Clock(total), time.monotonic()
 
-    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
+    def stepped(self, done: int, total: int | None = None, part: str = "") -> None:
+        if part != self.part or total not in (None, self.clock.total):
+            self.part, self.clock = part, Clock(total or self.clock.total)
         left = self.clock.left_s(done)
         if time.monotonic() - self.spoke_at >= LOG_EVERY_S and done < self.clock.total:
             self.spoke_at = time.monotonic()
-            self.say(f"{self.label}: step {done} of {self.clock.total}{'' if left is None else f', {told(left)} left'}")
+            where = ", ".join(filter(None, (self.label, part)))
+            self.say(f"{where}: step {done} of {self.clock.total}{'' if left is None else f', {told(left)} left'}")
 
     def ended(self, text: str) -> None:
         self.say(f"{self.label}: {text}")
@@ -100,7 +102,7 @@ class Live(Progress):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.label, self.clock = "", Clock(0)
+        self.label, self.part, self.clock = "", "", Clock(0)
         self.bar: Bar | None = None
 
     def say(self, text: str) -> None:
@@ -110,17 +112,22 @@ class Live(Progress):
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
-        self.label, self.clock = label, Clock(total)
+        self.label, self.part, self.clock = label, "", Clock(total)
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         clocks = [TimeElapsedColumn(), TextColumn("{task.fields[left]}")]
         self.bar = Bar(*columns, *clocks, console=self.console, transient=True)
         self.bar.add_task(label, total=total, left="")
         self.bar.start()
 
-    def stepped(self, done: int, stats: Mapping[str, float]) -> None:
-        if self.bar is not None:
-            left = self.clock.left_s(done)
-            self.bar.update(self.bar.task_ids[0], completed=done, left="" if left is None else f"{told(left)} left")
+    def stepped(self, done: int, total: int | None = None, part: str = "") -> None:
+        if self.bar is None:
+            return
+        if part != self.part or total not in (None, self.clock.total):
+            self.part, self.clock = part, Clock(total or self.clock.total)
+            where = ", ".join(filter(None, (self.label, part)))
+            self.bar.update(self.bar.task_ids[0], description=where, total=self.clock.total)
+        left = self.clock.left_s(done)
+        self.bar.update(self.bar.task_ids[0], completed=done, left="" if left is None else f"{told(left)} left")
 
     def ended(self, text: str) -> None:
         if self.bar is not None:

@@ -27,7 +27,7 @@ from pdframe.core.schedule import edm_sigmas
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_solvers.data_term import Weighting, data_term
-from pdframe_solvers.start import Start, starting_volume
+from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class ADMMConfig(Config):
@@ -48,8 +48,8 @@ class ADMMConfig(Config):
     )
     nonnegative: bool = Field(True, description="Set negative voxels of z to 0.")
 
-    def build(self, prior: Prior) -> ADMM:
-        return ADMM(prior, self)
+    def build(self, prior: Prior) -> Solver:
+        return started(ADMM(prior, self))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ADMMState:
 
 
 @dataclass(frozen=True)
-class ADMM(Solver[ADMMState]):
+class ADMM(WarmSolver[ADMMState]):
     """Plug-and-play ADMM; see the head of this file for the algorithm."""
 
     prior: Prior
@@ -80,11 +80,9 @@ class ADMM(Solver[ADMMState]):
     def total_steps(self) -> int:
         return self.settings.steps
 
-    def init(self, problem: Problem, rng: torch.Generator) -> ADMMState:
-        s = self.settings
-        x = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
-        far = torch.full((len(x),), torch.inf, dtype=torch.float64)
-        return ADMMState(x, x, torch.zeros_like(x), far, far, 0, self.levels[0], math.nan)
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> ADMMState:
+        far = torch.full((len(x0),), torch.inf, dtype=torch.float64)
+        return ADMMState(x0, x0, torch.zeros_like(x0), far, far, 0, self.levels[0], math.nan)
 
     def step(self, problem: Problem, state: ADMMState, rng: torch.Generator) -> ADMMState:
         s, sigma = self.settings, self.levels[min(state.step, self.settings.anneal - 1)]

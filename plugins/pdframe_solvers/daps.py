@@ -31,7 +31,7 @@ from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_solvers.data_term import DataTerm, Fit, Weighting, data_term
 from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
-from pdframe_solvers.start import Start, starting_volume
+from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class DAPSConfig(Config):
@@ -53,8 +53,8 @@ class DAPSConfig(Config):
     weighting: Weighting = "statistical"
     nonnegative: bool = Field(True, description="Set negative voxels of each draw to 0.")
 
-    def build(self, prior: Prior) -> DAPS:
-        return DAPS(prior, self)
+    def build(self, prior: Prior) -> Solver:
+        return started(DAPS(prior, self))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class DAPSState:
 
 
 @dataclass(frozen=True)
-class DAPS(Solver[DAPSState]):
+class DAPS(WarmSolver[DAPSState]):
     """DAPS on the noise ladder of its settings; see the head of this file for the algorithm."""
 
     prior: Prior
@@ -83,12 +83,11 @@ class DAPS(Solver[DAPSState]):
     def total_steps(self) -> int:
         return self.settings.steps
 
-    def init(self, problem: Problem, rng: torch.Generator) -> DAPSState:
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DAPSState:
         s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
         data = data_term(problem, s.weighting)
         if s.draw == "langevin" and data.noiseless:
             raise ValueError('Langevin draws need a noise model: give the problem one, or set draw = "exact"')
-        x0 = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
         norm_squared = data.curvature() if s.draw == "langevin" else x0.new_zeros(len(x0))
         return DAPSState(x0 + sigma * normal(x0, rng), x0, norm_squared, 0, sigma, math.nan)
 

@@ -25,7 +25,7 @@ from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_solvers.data_term import Discrepancy, Fit, Nonnegative, Weighting, data_term
 from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
-from pdframe_solvers.start import Start, starting_volume
+from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class DDSConfig(Config):
@@ -65,8 +65,8 @@ class DDSConfig(Config):
     )
     nonnegative: Nonnegative = True
 
-    def build(self, prior: Prior) -> DDS:
-        return DDS(prior, self)
+    def build(self, prior: Prior) -> Solver:
+        return started(DDS(prior, self))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class DDSState:
 
 
 @dataclass(frozen=True)
-class DDS(Solver[DDSState]):
+class DDS(WarmSolver[DDSState]):
     """DDS on the noise ladder of its settings; see the head of this file for the algorithm."""
 
     prior: Prior
@@ -96,9 +96,8 @@ class DDS(Solver[DDSState]):
     def total_steps(self) -> int:
         return self.settings.steps
 
-    def init(self, problem: Problem, rng: torch.Generator) -> DDSState:
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DDSState:
         s, sigma = self.settings, self.sigmas[0]
-        x0 = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
         return DDSState(x0 + s.temperature * sigma * normal(x0, rng), x0, 0, sigma, math.nan, 0)
 
     def step(self, problem: Problem, state: DDSState, rng: torch.Generator) -> DDSState:

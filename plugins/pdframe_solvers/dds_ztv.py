@@ -30,7 +30,7 @@ from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_solvers.data_term import Nonnegative, Weighting, data_term
 from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
-from pdframe_solvers.start import Start, starting_volume
+from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class DDSZTVConfig(Config):
@@ -53,8 +53,8 @@ class DDSZTVConfig(Config):
     weighting: Weighting = "none"
     nonnegative: Nonnegative = True
 
-    def build(self, prior: Prior) -> DDSZTV:
-        return DDSZTV(prior, self)
+    def build(self, prior: Prior) -> Solver:
+        return started(DDSZTV(prior, self))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DDSZTVState:
 
 
 @dataclass(frozen=True)
-class DDSZTV(Solver[DDSZTVState]):
+class DDSZTV(WarmSolver[DDSZTVState]):
     """DDS with one ADMM sweep for TV along the first axis; see the head of this file for the algorithm."""
 
     prior: Prior
@@ -85,9 +85,8 @@ class DDSZTV(Solver[DDSZTVState]):
     def total_steps(self) -> int:
         return self.settings.steps
 
-    def init(self, problem: Problem, rng: torch.Generator) -> DDSZTVState:
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DDSZTVState:
         s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
-        x0 = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
         data = data_term(problem, s.weighting)
         norm_squared, zero = data.curvature(), torch.zeros_like(_difference(x0))
         back = problem.operator.adjoint(data.weights * data.y) / per_item(norm_squared, x0).to(x0)

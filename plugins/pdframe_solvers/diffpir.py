@@ -27,7 +27,7 @@ from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_solvers.data_term import Discrepancy, Nonnegative, Weighting, data_term
 from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
-from pdframe_solvers.start import Start, starting_volume
+from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class DiffPIRConfig(Config):
@@ -50,8 +50,8 @@ class DiffPIRConfig(Config):
     discrepancy: Discrepancy = 1.0
     nonnegative: Nonnegative = True
 
-    def build(self, prior: Prior) -> DiffPIR:
-        return DiffPIR(prior, self)
+    def build(self, prior: Prior) -> Solver:
+        return started(DiffPIR(prior, self))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DiffPIRState:
 
 
 @dataclass(frozen=True)
-class DiffPIR(Solver[DiffPIRState]):
+class DiffPIR(WarmSolver[DiffPIRState]):
     """DiffPIR on the noise ladder of its settings; see the head of this file for the algorithm."""
 
     prior: Prior
@@ -80,9 +80,8 @@ class DiffPIR(Solver[DiffPIRState]):
     def total_steps(self) -> int:
         return self.settings.steps
 
-    def init(self, problem: Problem, rng: torch.Generator) -> DiffPIRState:
-        s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
-        x0 = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DiffPIRState:
+        sigma = noise_levels(self.settings, self.prior)[0]
         return DiffPIRState(x0 + sigma * normal(x0, rng), x0, 0, sigma, math.nan, 0)
 
     def step(self, problem: Problem, state: DiffPIRState, rng: torch.Generator) -> DiffPIRState:

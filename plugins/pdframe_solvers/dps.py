@@ -38,7 +38,7 @@ from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_solvers.data_term import Weighting, data_term
 from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
-from pdframe_solvers.start import Start, starting_volume
+from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class DPSConfig(Config):
@@ -57,8 +57,8 @@ class DPSConfig(Config):
     weighting: Weighting = "statistical"
     nonnegative: bool = Field(True, description="Set negative voxels of the estimate to 0.")
 
-    def build(self, prior: Prior) -> DPS:
-        return DPS(prior, self)
+    def build(self, prior: Prior) -> Solver:
+        return started(DPS(prior, self))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class DPSState:
 
 
 @dataclass(frozen=True)
-class DPS(Solver[DPSState]):
+class DPS(WarmSolver[DPSState]):
     """DPS on the noise ladder of its settings; see the head of this file for the algorithm."""
 
     prior: Prior
@@ -89,9 +89,8 @@ class DPS(Solver[DPSState]):
     def total_steps(self) -> int:
         return self.settings.steps
 
-    def init(self, problem: Problem, rng: torch.Generator) -> DPSState:
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DPSState:
         s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
-        x0 = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
         data = data_term(problem, s.weighting)
         sums = data.operator.adjoint(data.weights * data.operator.forward(torch.ones_like(x0)))
         seen = sums > 1e-6 * per_item(sums.flatten(1).amax(1), sums)

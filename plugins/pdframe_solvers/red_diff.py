@@ -27,7 +27,7 @@ from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
 from pdframe_solvers.data_term import Weighting, data_term
 from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
-from pdframe_solvers.start import Start, starting_volume
+from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class REDDiffConfig(Config):
@@ -46,8 +46,8 @@ class REDDiffConfig(Config):
     weighting: Weighting = "none"
     nonnegative: bool = Field(True, description="Set negative voxels to 0 after each step.")
 
-    def build(self, prior: Prior) -> REDDiff:
-        return REDDiff(prior, self)
+    def build(self, prior: Prior) -> Solver:
+        return started(REDDiff(prior, self))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class REDDiffState:
 
 
 @dataclass(frozen=True)
-class REDDiff(Solver[REDDiffState]):
+class REDDiff(WarmSolver[REDDiffState]):
     """RED-diff on the noise ladder of its settings; see the head of this file for the algorithm."""
 
     prior: Prior
@@ -77,11 +77,9 @@ class REDDiff(Solver[REDDiffState]):
     def total_steps(self) -> int:
         return self.settings.steps
 
-    def init(self, problem: Problem, rng: torch.Generator) -> REDDiffState:
-        s = self.settings
-        mu = starting_volume(s.start, problem, self.prior, rng, nonnegative=s.nonnegative)
-        zero = torch.zeros_like(mu)
-        return REDDiffState(mu, zero, zero, data_term(problem, s.weighting).curvature(), 0, math.nan, math.nan)
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> REDDiffState:
+        zero, data = torch.zeros_like(x0), data_term(problem, self.settings.weighting)
+        return REDDiffState(x0, zero, zero, data.curvature(), 0, math.nan, math.nan)
 
     def step(self, problem: Problem, state: REDDiffState, rng: torch.Generator) -> REDDiffState:
         s, mu, k = self.settings, state.mu, state.step + 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import abc
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -12,7 +14,9 @@ from pdframe.config import SolverPart
 from pdframe.core.operator import pseudoinverse
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
-from pdframe.core.solve import Status, solve
+from pdframe.core.solver import Leg, Progress, Solver
+
+State = TypeVar("State")
 
 Start = Annotated[
     Literal["noise", "pseudoinverse"] | SolverPart,
@@ -25,19 +29,77 @@ Start = Annotated[
 ]
 
 
-def starting_volume(start: Start, problem: Problem, prior: Prior, rng: torch.Generator, *, nonnegative: bool) -> Tensor:
-    """The volume, without noise: (batch, channel, *grid.shape), like y in dtype and device.
+class Startable(Protocol):
+    """Settings with a start among them."""
 
-    A warm start is clipped at 0 if x is to be `nonnegative`.
-    """
-    y = problem.y
-    if start == "noise":
-        return y.new_full((*y.shape[:2], *problem.operator.grid.shape), prior.mean)
-    if start == "pseudoinverse":
-        x = pseudoinverse(problem.operator, y)
-    else:
-        first = solve(problem, start.build(prior=prior), rng=rng)
-        if first.status is Status.interrupted:  # half a start is no start: the solve ends here, without a result
-            raise KeyboardInterrupt
-        x = first.x
-    return x.clamp_min(0) if nonnegative else x
+    start: Start
+    nonnegative: bool
+
+
+class WarmSolver(Solver[State]):
+    """A solver that can begin at any volume, and so where another one ends."""
+
+    prior: Prior
+    settings: Startable
+
+    @abc.abstractmethod
+    def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> State:
+        """The state before the first step. x0: a volume without noise, (batch, channel, *grid.shape)."""
+
+    def init(self, problem: Problem, rng: torch.Generator) -> State:
+        y = problem.y
+        if self.settings.start == "pseudoinverse":
+            return self.begin_at(problem, pseudoinverse(problem.operator, y), rng)
+        return self.begin(problem, y.new_full((*y.shape[:2], *problem.operator.grid.shape), self.prior.mean), rng)
+
+    def begin_at(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> State:
+        """`begin` at a volume that was reconstructed: clipped at 0 if x is to be nonnegative."""
+        return self.begin(problem, x0.clamp_min(0) if self.settings.nonnegative else x0, rng)
+
+
+def started(solver: WarmSolver) -> Solver:
+    """The solver as its settings ask for it: alone, or after the one that it starts from."""
+    start = solver.settings.start
+    return solver if isinstance(start, str) else Relay(start.build(prior=solver.prior), solver)
+
+
+@dataclass(frozen=True)
+class RelayState:
+    """state: of the solver that runs. steps: that it has taken. handed_over: it is the second."""
+
+    state: Any
+    steps: int
+    handed_over: bool
+
+
+@dataclass(frozen=True)
+class Relay(Solver[RelayState]):
+    """Two solvers in one solve: the first until it is done or has taken its steps, the second from there."""
+
+    first: Solver
+    second: WarmSolver
+
+    @property
+    def total_steps(self) -> int:
+        return self.first.total_steps + self.second.total_steps
+
+    def init(self, problem: Problem, rng: torch.Generator) -> RelayState:
+        return self._passed_on(problem, RelayState(self.first.init(problem, rng), 0, False), rng)
+
+    def step(self, problem: Problem, state: RelayState, rng: torch.Generator) -> RelayState:
+        solver = self.second if state.handed_over else self.first
+        after = replace(state, state=solver.step(problem, state.state, rng), steps=state.steps + 1)
+        return after if after.handed_over else self._passed_on(problem, after, rng)
+
+    def view(self, state: RelayState) -> Progress:
+        solver, name = (self.second, "") if state.handed_over else (self.first, "start")
+        seen, total = solver.view(state.state), solver.total_steps
+        # The driver's limit is that of both: where the first stopped early, the second's own must hold here.
+        done = state.handed_over and (seen.done or state.steps >= total)
+        return replace(seen, done=done, leg=Leg(name, state.steps, total))
+
+    def _passed_on(self, problem: Problem, state: RelayState, rng: torch.Generator) -> RelayState:
+        seen = self.first.view(state.state)
+        if not seen.done and state.steps < self.first.total_steps:
+            return state
+        return RelayState(self.second.begin_at(problem, seen.x, rng), 0, True)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 
 import pytest
 import torch
 from dense import EYE, ROWS, TOY, A, Y, krylov
-from pdframe_classic.least_squares import CGLSConfig
 from pdframe_solvers.dds import DDSConfig
-from pdframe_solvers.start import starting_volume
 
-from pdframe.core.budget import Budget
-from pdframe.core.linalg import cgls
 from pdframe.core.noise import NoNoise, PhotonNoise
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Status, posterior, solve
-from pdframe.core.solver import Progress, Solver
 from pdframe.testing.toys import GaussianPrior
 
 #: A sampler with every part of the algorithm at work, from pure noise.
@@ -79,17 +73,6 @@ def test_dds_is_its_recursion_in_closed_form(settings: dict):
     torch.testing.assert_close(got.x, want, rtol=0, atol=1e-6)
 
 
-def test_a_warm_start_ends_where_the_budget_of_the_solve_does():
-    """CGLS takes one forward and one adjoint call a step, of one view each; 7 calls are 4 steps, and none of DDS."""
-    start = types.SimpleNamespace(build=lambda **_: CGLSConfig(iterations=50, nonnegative=False).build())
-    settings = DDSConfig(nonnegative=False, sigma_max=1.0).model_copy(update={"start": start})
-    solution = solve(TOY.problem, settings.build(prior=TOY.prior), budget=Budget(view_calls=7))
-    assert solution.status is Status.view_calls and not solution.trace
-    assert (solution.usage.forward_calls, solution.usage.adjoint_calls, solution.usage.network_calls) == (4, 4, 0)
-    weights = TOY.problem.noise.inverse_variance(TOY.problem.y)
-    torch.testing.assert_close(solution.x, cgls(TOY.problem.operator, TOY.problem.y, iterations=4, weights=weights).x)
-
-
 def test_tilings_are_averaged_and_the_last_level_has_its_own():
     calls: list[float] = []
 
@@ -144,36 +127,6 @@ def test_levels_are_in_prior_deviations_and_stay_in_the_priors_range():
     assert sigmas[-2] == pytest.approx(0.1 * TOY.prior.deviation)
     sigmas = DDSConfig(steps=4, sigma_max=1e9, sigma_min=1e-9).build(prior=TOY.prior).sigmas
     assert (sigmas[0], sigmas[3]) == pytest.approx(tuple(reversed(TOY.prior.sigma_range)))
-
-
-def test_a_warm_start_begins_at_the_pseudoinverse():
-    from pdframe.core.operator import pseudoinverse
-
-    solver = _config(start="pseudoinverse", sigma_max=0.5).build(prior=TOY.prior)
-    state = solver.init(TOY.problem, generator(0))
-    want = pseudoinverse(TOY.problem.operator, TOY.problem.y).clamp_min(0)
-    torch.testing.assert_close(state.x0, want)
-    assert float((state.x - want).std()) == pytest.approx(0.5 * TOY.prior.deviation, rel=0.4)
-    assert _solve(start="pseudoinverse", sigma_max=0.5).status is Status.finished
-
-
-def test_an_interrupt_of_the_warm_start_ends_the_solve():
-    @dataclasses.dataclass(frozen=True)
-    class Interrupted(Solver[Progress]):
-        total_steps: int = 2
-
-        def init(self, problem: Problem, rng: torch.Generator) -> Progress:
-            return Progress(problem.operator.adjoint(problem.y), False)
-
-        def step(self, problem: Problem, state: Progress, rng: torch.Generator) -> Progress:
-            raise KeyboardInterrupt
-
-        def view(self, state: Progress) -> Progress:
-            return state
-
-    part = types.SimpleNamespace(build=lambda **_: Interrupted())
-    with pytest.raises(KeyboardInterrupt):
-        starting_volume(part, TOY.problem, TOY.prior, generator(0), nonnegative=True)
 
 
 def test_tilings_are_averaged_with_fresh_draws_and_counted():
