@@ -67,7 +67,7 @@ def obtain(
     """The frozen measurement that is wanted; else the one in the file `kept`; else a new one, which is then kept."""
     if wanted.frozen:
         path = wanted.frozen if isinstance(wanted.frozen, Path) else frozen_measurement(dataset, wanted.frozen)
-        return load(path, operator, noise)
+        return load(path, operator, noise, item=name)
     if not kept.is_file():
         options = {"on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
         save(simulate(dataset, name, operator, noise, seed=wanted.seed, **options), kept)
@@ -155,8 +155,9 @@ def save(measurement: Measurement, path: Path) -> None:
     os.replace(part, path)
 
 
-def load(path: Path, operator: ForwardOperator, noise: Noise) -> Measurement:
-    """A measurement from a file, checked: its values against their hash, its scan and noise against what is expected.
+def load(path: Path, operator: ForwardOperator, noise: Noise, *, item: str = "") -> Measurement:
+    """A measurement from a file, checked: its values against their hash, its scan, noise and, if given, the item that
+    it was made from against what is expected.
 
     Raises FileNotFoundError, or ValueError with one line.
     """
@@ -179,6 +180,10 @@ def load(path: Path, operator: ForwardOperator, noise: Noise) -> Measurement:
         raise ValueError(f"{path}: was measured with another geometry than [operator] describes")
     if record["noise"] != describe(noise):
         raise ValueError(f"{path}: was measured with noise {record['noise']}, [noise] describes {describe(noise)}")
+    if item and record.get("item", item) != item:
+        raise ValueError(
+            f"{path}: was measured of {record['item']!r}, [dataset] gives {item!r}, which is no truth for it"
+        )
     return Measurement(y, {**record, "file": path.name}, geometry_of(operator))
 
 

@@ -59,7 +59,8 @@ class Usage:
     forward_calls, adjoint_calls: applications of A and A' to one item; a pseudo-inverse counts as one adjoint.
     view_calls: the same times the operator's `views`.
     seconds: wall clock inside the solver; network_seconds and operator_seconds are parts of it.
-    peak_memory_bytes: of the GPU during the solve; on a CPU of the whole process so far.
+    peak_memory_bytes: of the GPU during the solve; on a CPU of the whole process: on Linux during the solve, elsewhere
+        so far.
     """
 
     network_calls: int = 0

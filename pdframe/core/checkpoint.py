@@ -83,7 +83,8 @@ def _feed(digest: Any, thing: object) -> None:
         digest.update(thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(thing, np.ndarray) and not thing.dtype.hasobject:  # its repr leaves most of a long one out
         digest.update(f"{thing.dtype} {thing.shape} ".encode())
-        digest.update(thing.tobytes())
+        # A scanner's sines differ in their last bit from one processor to the next.
+        digest.update((thing.round(9) + 0.0 if thing.dtype.kind == "f" else thing).tobytes())
     elif isinstance(thing, torch.nn.Module):
         _feed(digest, dict(thing.state_dict()))
     elif dataclasses.is_dataclass(thing):

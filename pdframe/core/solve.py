@@ -16,6 +16,7 @@ from torch import Tensor
 from pdframe.core import checkpoint as checkpoints
 from pdframe.core.budget import Budget, Meter, Usage, counted_operator, counted_prior, overspent
 from pdframe.core.checkpoint import Snapshot
+from pdframe.core.memory import forget_own_peak
 from pdframe.core.operator import ForwardOperator
 from pdframe.core.prior import Prior, prior_on
 from pdframe.core.problem import Problem
@@ -87,8 +88,15 @@ def solve(
         If it exists, the solve goes on from it, to the same bits as without the break; ValueError if it belongs to
         another problem. It is removed when the solver finishes.
 
+    Raises TypeError for a solver that is not a dataclass.
+
     Steps run without autograd; a solver that needs gradients enables them itself.
     """
+    if not dataclasses.is_dataclass(solver):
+        raise TypeError(
+            f"a solver must be a dataclass with its prior among its fields, so that what it calls can be counted: "
+            f"{type(solver).__name__} is none"
+        )
     rng = generator(seed, "solve") if rng is None else rng
     path = None if checkpoint is None else Path(checkpoint)
     key = "" if path is None else _key(problem, solver, rng)
@@ -149,6 +157,8 @@ class _Loop:
         device = problem.y.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        else:
+            forget_own_peak()
         self.budget, self.on_step = budget, on_step
         self.meter = Meter(device)
         self.solver = _counted_solver(solver, problem, self.meter)
@@ -205,7 +215,7 @@ def _counted_solver(solver: Solver, problem: Problem, meter: Meter) -> Solver:
     """The solver with its prior brought to the grid, and every prior and operator among its fields on the meter; so too
     in each solver among its fields."""
     counted: dict[str, Any] = {}
-    for f in dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ():
+    for f in dataclasses.fields(solver):
         value = getattr(solver, f.name)
         if isinstance(value, Prior):
             counted[f.name] = counted_prior(prior_on(value, problem.operator.grid), meter)
@@ -219,5 +229,5 @@ def _counted_solver(solver: Solver, problem: Problem, meter: Meter) -> Solver:
 def _key(problem: Problem, solver: Solver, rng: torch.Generator) -> str:
     """What a checkpoint must agree in with the solve that goes on from it."""
     operator = problem.operator
-    where = (operator.grid, tuple(operator.data_shape), operator.matched, operator.views)
-    return checkpoints.fingerprint(where, problem.y, problem.noise, solver, rng.get_state())
+    shape = (operator.grid, tuple(operator.data_shape), operator.matched, operator.views)
+    return checkpoints.fingerprint(operator, shape, problem.y, problem.noise, solver, rng.get_state())

@@ -28,6 +28,8 @@ HEADINGS = {
     "step": "steps",
 }
 DECIMALS = {"psnr_db": 2, "ssim": 3, "rmse_hu": 1, "residual": 3}
+#: Ends of the names of metrics that are shown inside a mask too.
+IN_MASKS = ("_psnr_db", "_ssim")
 #: Below this many patients no interval by resampling can cover 95 %.
 ENOUGH_PATIENTS = 6
 
@@ -162,9 +164,10 @@ def _grid(summary: Summary, problem: str, lines: Sequence[Line]) -> Grid:
 
 
 def _shown(lines: Sequence[Line], compared: str) -> list[str]:
-    """The usual metrics of the whole volume and the one that is compared; all where none is usual. CSV has them all."""
+    """The usual metrics of the whole volume, two of them inside each mask, and the one that is compared; all where none
+    is usual. CSV has them all."""
     there = list(dict.fromkeys(name for line in lines for name in line.metrics))
-    return [name for name in there if name in DECIMALS or name == compared] or there
+    return [name for name in there if name in DECIMALS or name == compared or name.endswith(IN_MASKS)] or there
 
 
 def _mixed(line: Line) -> list[str]:

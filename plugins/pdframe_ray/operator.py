@@ -90,13 +90,15 @@ class ConeBeam(ForwardOperator):
 
 
 def _items(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
-    """(batch, channel, ...) -> (batch * channel, ...), off the autograd tape: `apply` in the core has its own."""
+    """(batch, channel, ...) -> (batch * channel, ...)."""
     if value.ndim != 5 or tuple(value.shape[2:]) != tuple(shape):
         want = ", ".join(map(str, shape))
         raise ValueError(f"{what} must have shape (batch, channel, {want}): got {tuple(value.shape)}")
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{what} must be float32 or float64: got {value.dtype}; convert it with .float()")
-    return value.detach().flatten(0, 1)
+    if value.requires_grad and torch.is_grad_enabled():  # the loops below would cut the tape without a word
+        raise ValueError(f"{what} asks for a gradient: take A x as pdframe.apply(operator, x), or detach it")
+    return value.flatten(0, 1)
 
 
 @call_bytes.register

@@ -25,12 +25,12 @@ from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.schedule import edm_sigmas
 from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config
 from pdframe_solvers.data_term import Weighting, data_term
+from pdframe_solvers.ladder import LadderConfig
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
-class ADMMConfig(Config):
+class ADMMConfig(LadderConfig):
     """Settings of `admm`. Levels are in units of the prior's standard deviation of one voxel, so that they carry over
     between priors and units."""
 
@@ -38,7 +38,6 @@ class ADMMConfig(Config):
     anneal: int = Field(20, ge=1, description="Steps in which the denoiser's level falls from sigma_max to sigma_min.")
     sigma_max: float = Field(1.0, gt=0, description="First level of the denoiser, in prior deviations.")
     sigma_min: float = Field(0.1, gt=0, description="Last level of the denoiser, in prior deviations.")
-    rho: float = Field(7.0, gt=0, description="Curvature of the ladder of levels (EDM).")
     start: Start = "pseudoinverse"
     strength: float = Field(1.0, gt=0, description="lambda: ADMM's penalty times sigma^2. 1 is exact for MAP.")
     cg: int = Field(10, ge=1, description="Conjugate-gradient steps for x in each step, warm-started.")

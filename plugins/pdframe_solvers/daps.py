@@ -28,20 +28,18 @@ from pdframe.core.problem import Problem
 from pdframe.core.schedule import edm_sigmas
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config
 from pdframe_solvers.data_term import DataTerm, Fit, Weighting, data_term
-from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
+from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
-class DAPSConfig(Config):
+class DAPSConfig(LadderConfig):
     """Settings of `daps`. The paper takes 200 levels, 5 ODE steps and 100 Langevin steps. Noise levels are in units of
     the prior's standard deviation of one voxel."""
 
     steps: Steps = 20
     sigma_max: SigmaMax = 10.0
     sigma_min: SigmaMin = 0.02
-    rho: Rho = 7.0
     start: Start = "noise"
     ode: int = Field(3, ge=1, description="Denoiser calls on the way from one level to the clean estimate.")
     draw: Literal["exact", "langevin"] = Field(

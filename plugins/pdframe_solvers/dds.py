@@ -22,13 +22,12 @@ from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config
 from pdframe_solvers.data_term import Discrepancy, Fit, Nonnegative, Weighting, data_term
-from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
+from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
-class DDSConfig(Config):
+class DDSConfig(LadderConfig):
     """Settings of `dds`. The defaults are for one good volume, chosen on a chest CT from few views. For samples of the
     posterior set `temperature = 1`; the paper takes 50 steps from noise at eta 0.85, 5 CG steps and no proximal weight.
     Noise levels are in units of the prior's standard deviation of one voxel, so that they carry over between priors and
@@ -37,7 +36,6 @@ class DDSConfig(Config):
     steps: Steps = 16
     sigma_max: SigmaMax = 4.0
     sigma_min: SigmaMin = 0.05
-    rho: Rho = 7.0
     eta: float = Field(1.0, ge=0, le=1, description="Share of fresh noise in each DDIM step; 0 is deterministic.")
     temperature: float = Field(
         0.3,

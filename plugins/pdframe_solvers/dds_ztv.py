@@ -27,20 +27,18 @@ from pdframe.core.prior import Prior, per_item
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config
 from pdframe_solvers.data_term import Nonnegative, Weighting, data_term
-from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
+from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
-class DDSZTVConfig(Config):
+class DDSZTVConfig(LadderConfig):
     """Settings of `dds_ztv`. `steps`, `eta` and `cg` are those of the paper's scripts, `penalty` and `threshold` theirs
     after division by the norm of their operator. Noise levels are in units of the prior's standard deviation."""
 
     steps: Steps = 50
     sigma_max: SigmaMax = 10.0
     sigma_min: SigmaMin = 0.02
-    rho: Rho = 7.0
     eta: float = Field(0.85, ge=0, le=1, description="Share of fresh noise in each DDIM step; 0 is deterministic.")
     start: Start = "noise"
     cg: int = Field(5, ge=1, description="Conjugate-gradient steps in one data step.")

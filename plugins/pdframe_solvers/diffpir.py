@@ -24,20 +24,18 @@ from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config
 from pdframe_solvers.data_term import Discrepancy, Nonnegative, Weighting, data_term
-from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
+from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
-class DiffPIRConfig(Config):
+class DiffPIRConfig(LadderConfig):
     """Settings of `diffpir`. `strength`, 1, is the paper's; `zeta` the paper tunes by task, between 0.1 and 1. Noise
     levels are in units of the prior's standard deviation of one voxel."""
 
     steps: Steps = 30
     sigma_max: SigmaMax = 10.0
     sigma_min: SigmaMin = 0.02
-    rho: Rho = 7.0
     start: Start = "noise"
     strength: float = Field(
         1.0, ge=0, description="The paper's lambda: pull towards the denoised volume, in 1/sigma^2."

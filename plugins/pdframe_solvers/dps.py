@@ -35,20 +35,18 @@ from pdframe.core.prior import Prior, per_item
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config
 from pdframe_solvers.data_term import Weighting, data_term
-from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
+from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
-class DPSConfig(Config):
+class DPSConfig(LadderConfig):
     """Settings of `dps`. Noise levels are in units of the prior's standard deviation of one voxel. Per step one forward
     and one adjoint call, and with `jacobian = "exact"` three times the network operations of one `denoise`."""
 
     steps: Steps = 100
     sigma_max: SigmaMax = 10.0
     sigma_min: SigmaMin = 0.02
-    rho: Rho = 7.0
     start: Start = "noise"
     zeta: float = Field(1.0, ge=0, description="Length of the guidance step, as a multiple of Polyak's.")
     jacobian: Literal["exact", "identity"] = Field(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pdframe.core.prior import Prior
 from pdframe.core.schedule import edm_sigmas
+from pdframe.hooks import Config
 
 Steps = Annotated[int, Field(ge=1, description="Noise levels on the way from sigma_max to 0.")]
 SigmaMax = Annotated[float, Field(gt=0, description="First noise level, in prior deviations.")]
@@ -15,16 +16,25 @@ SigmaMin = Annotated[float, Field(gt=0, description="Last noise level above 0, i
 Rho = Annotated[float, Field(gt=0, description="Curvature of the ladder (EDM): larger spends more steps at low noise.")]
 
 
-class Ladder(Protocol):
+class LadderConfig(Config):
     """Settings with a ladder among them."""
 
-    steps: int
-    sigma_max: float
-    sigma_min: float
-    rho: float
+    steps: Steps
+    sigma_max: SigmaMax
+    sigma_min: SigmaMin
+    rho: Rho = 7.0
+
+    @model_validator(mode="after")
+    def falls(self) -> Self:
+        if self.sigma_min > self.sigma_max:
+            raise ValueError(
+                f"noise levels fall from sigma_max to sigma_min: got sigma_max = {self.sigma_max:g} below "
+                f"sigma_min = {self.sigma_min:g}"
+            )
+        return self
 
 
-def noise_levels(settings: Ladder, prior: Prior) -> tuple[float, ...]:
+def noise_levels(settings: LadderConfig, prior: Prior) -> tuple[float, ...]:
     """`steps` levels in the unit of x, falling, and 0 after them (Karras et al. 2022, equation 5).
 
     In the settings they are multiples of the prior's deviation, so that they carry over between priors and units;

@@ -24,20 +24,18 @@ from pdframe.core.prior import Prior, per_item
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe.hooks import Config
 from pdframe_solvers.data_term import Weighting, data_term
-from pdframe_solvers.ladder import Rho, SigmaMax, SigmaMin, Steps, noise_levels
+from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
-class REDDiffConfig(Config):
+class REDDiffConfig(LadderConfig):
     """Settings of `red_diff`. `strength`, `beta1` and `beta2` are the paper's; it takes 1000 steps with a rate of 0.1
     on images in [-1, 1]. Noise levels and `rate` are in units of the prior's standard deviation of one voxel."""
 
     steps: Steps = 100
     sigma_max: SigmaMax = 10.0
     sigma_min: SigmaMin = 0.02
-    rho: Rho = 7.0
     start: Start = "pseudoinverse"
     strength: float = Field(0.25, ge=0, description="The paper's lambda: weight of the prior's pull.")
     rate: float = Field(0.1, gt=0, description="Adam's step, in prior deviations.")

@@ -102,6 +102,14 @@ def test_peak_memory_is_of_this_process_and_not_of_the_one_that_started_it():
     assert 50e6 < int(told) < 0.9e9
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be set back")
+def test_peak_memory_leaves_out_what_was_freed_before_the_solve():
+    code = "import torch; from pdframe.testing.toys import gaussian_toy, Langevin\n"
+    code += "from pdframe.core.solve import solve; fat = torch.ones(2**28); del fat; toy = gaussian_toy()\n"
+    code += "print(solve(toy.problem, Langevin(toy.prior, 0.1, 1e-4, steps=1)).usage.peak_memory_bytes)"
+    assert 50e6 < int(subprocess.check_output([sys.executable, "-c", code], text=True)) < 0.9e9
+
+
 def test_optional_powers_see_through_the_proxy_at_their_true_cost():
     special = Problem(ManyViews(Grid((3, 4), (1.0, 1.0)), (3, 4)), torch.ones(1, 1, 3, 4))
     got = {}

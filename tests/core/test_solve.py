@@ -165,7 +165,7 @@ def test_an_interrupt_keeps_the_last_whole_step(tmp_path: Path):
     assert torch.equal(resumed.x, solve(TOY.problem, solver).x)
 
 
-@pytest.mark.parametrize("what", ["y", "noise", "solver", "prior", "seed"])
+@pytest.mark.parametrize("what", ["y", "noise", "operator", "solver", "prior", "seed"])
 def test_a_checkpoint_of_another_problem_is_refused_in_one_line(tmp_path: Path, what: str):
     path = tmp_path / "solve.safetensors"
     solve(TOY.problem, _langevin(), checkpoint=path, budget=Budget(steps=3))
@@ -174,6 +174,9 @@ def test_a_checkpoint_of_another_problem_is_refused_in_one_line(tmp_path: Path, 
         problem = dataclasses.replace(problem, y=problem.y + 1e-12)
     if what == "noise":
         problem = dataclasses.replace(problem, noise=GaussianNoise(0.051))
+    if what == "operator":
+        turned = dataclasses.replace(problem.operator, matrix=problem.operator.matrix.flip(0))
+        problem = dataclasses.replace(problem, operator=turned)
     if what == "solver":
         solver = _langevin(step_size=2e-4)
     if what == "prior":
@@ -183,6 +186,23 @@ def test_a_checkpoint_of_another_problem_is_refused_in_one_line(tmp_path: Path, 
     with pytest.raises(ValueError, match="belongs to another") as error:
         solve(problem, solver, seed=seed, checkpoint=path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_solver_whose_fields_cannot_be_counted_is_refused():
+    class Plain(Solver):
+        total_steps = 1
+
+        def init(self, problem: Problem, rng: torch.Generator) -> torch.Tensor:
+            return problem.y
+
+        def step(self, problem: Problem, state: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+            return state
+
+        def view(self, state: torch.Tensor) -> Progress:
+            return Progress(state, True)
+
+    with pytest.raises(TypeError, match="must be a dataclass .* Plain is none"):
+        solve(TOY.problem, Plain())
 
 
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path):

@@ -183,6 +183,8 @@ def test_measurement_survives_its_file_and_a_changed_value_is_noticed(tmp_path):
     measure.save(made, tmp_path / "y.safetensors")
     back = measure.load(tmp_path / "y.safetensors", operator, PhotonNoise(1e4, 5.0))
     assert torch.equal(back.y, made.y) and back.record["y_sha256"] == made.record["y_sha256"]
+    with pytest.raises(ValueError, match="was measured of 'shepp_logan', .* gives 'ellipsoids_0'"):
+        measure.load(tmp_path / "y.safetensors", operator, PhotonNoise(1e4, 5.0), item="ellipsoids_0")
     measure.save(dataclasses.replace(made, y=made.y + 1e-3), tmp_path / "y.safetensors")
     with pytest.raises(ValueError, match="do not match their hash"):
         measure.load(tmp_path / "y.safetensors", operator, PhotonNoise(1e4, 5.0))

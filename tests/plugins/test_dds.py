@@ -129,6 +129,11 @@ def test_levels_are_in_prior_deviations_and_stay_in_the_priors_range():
     assert (sigmas[0], sigmas[3]) == pytest.approx(tuple(reversed(TOY.prior.sigma_range)))
 
 
+def test_a_ladder_that_rises_is_refused():
+    with pytest.raises(ValueError, match=r"sigma_max = 0.01 below sigma_min = 0.05"):
+        DDSConfig(sigma_max=0.01)
+
+
 def test_tilings_are_averaged_with_fresh_draws_and_counted():
     @dataclasses.dataclass(frozen=True)
     class Jittery(Prior):
@@ -141,7 +146,9 @@ def test_tilings_are_averaged_with_fresh_draws_and_counted():
             return self.inner.denoise(x, sigma) + torch.randn(x.shape, generator=rng, dtype=x.dtype)
 
     # With cg = 0 the last step returns the average itself: its jitter has deviation 1 / sqrt(tilings).
-    once, often = (_solve(prior=Jittery(TOY.prior), steps=1, cg=0, last_tilings=k, sigma_max=1e-3) for k in (1, 64))
+    once, often = (
+        _solve(prior=Jittery(TOY.prior), steps=1, cg=0, last_tilings=k, sigma_max=1e-3, sigma_min=1e-3) for k in (1, 64)
+    )
     assert (once.usage.network_calls, often.usage.network_calls) == (1, 64)
     assert float((once.x - TOY.prior.mean).std()) == pytest.approx(1.0, rel=0.3)
     assert float((often.x - TOY.prior.mean).std()) == pytest.approx(1 / 8, rel=0.3)

@@ -279,6 +279,15 @@ def test_wrong_shapes_and_types_are_refused() -> None:
         ConeBeam(SCANS["circular"], Grid((8, 8), (1.0, 1.0)))
 
 
+def test_a_call_that_would_lose_a_gradient_is_refused() -> None:
+    operator = ConeBeam(SCANS["circular"], GRID)
+    x = torch.ones(1, 1, *GRID.shape, requires_grad=True)
+    with pytest.raises(ValueError, match=r"take A x as pdframe.apply\(operator, x\)"):
+        operator.forward(x)
+    with torch.no_grad():
+        assert not operator.forward(x).requires_grad
+
+
 def test_memory_is_estimated_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     big = ConeBeamConfig(views=360).build(Grid((256,) * 3, (1.0,) * 3))
     estimate = memory.memory_estimate(big)
