@@ -78,7 +78,11 @@ def examine(toml: Path | None = None, overrides: Sequence[str] = ()) -> Diagnosi
 
 
 def prove(experiment: Experiment) -> Iterator[Finding]:
-    """One Finding for each part of an experiment and each law that it must obey; never an exception of theirs."""
+    """One Finding for each part of an experiment and each law that it must obey; never an exception of theirs.
+
+    BackendMissing if this machine lacks the device that the experiment names.
+    """
+    _device(experiment)
     parts: dict[str, Any] = {}
     for name, proof in _PROOFS.items():
         try:
@@ -109,6 +113,20 @@ def _operator(experiment: Experiment, parts: dict[str, Any]) -> Finding:
     parts["operator"] = operator
     said = f"{experiment.operator.name}: data of shape {tuple(operator.data_shape)}"
     return Finding("operator", None, said + _off_centre(operator))
+
+
+def _measurement(experiment: Experiment, parts: dict[str, Any]) -> Finding | None:
+    """Of a frozen one, that it is of this scan with this noise."""
+    from pdframe import measure
+    from pdframe.core.noise import NoNoise
+
+    if not experiment.measurement.frozen:
+        return None
+    noise = experiment.noise.build() if experiment.noise else NoNoise()
+    wanted, dataset = experiment.measurement, experiment.dataset.build()
+    name = experiment.item or dataset.names()[0]
+    found = measure.obtain(wanted, dataset, name, parts["operator"], noise, kept=Path())
+    return Finding("measurement", True, f"{found.record['file']}: of this item, geometry and noise")
 
 
 def _adjoint(experiment: Experiment, parts: dict[str, Any]) -> Finding:
@@ -208,6 +226,7 @@ def _memory(experiment: Experiment, parts: dict[str, Any]) -> Finding:
 _PROOFS: dict[str, Callable[[Experiment, dict[str, Any]], Finding | None]] = {
     "data": _data,
     "operator": _operator,
+    "measurement": _measurement,
     "adjoint": _adjoint,
     "scale": _scale,
     "norm": _norm,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -218,3 +219,30 @@ def test_a_quick_command_imports_nothing_heavy_and_is_quick(command):
         assert done.returncode == 0, done.stderr
     # The promise is 0.5 s; the best of three on a busy machine gets three times that.
     assert min(seconds) < 1.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_memory_that_is_refused_is_told_with_what_to_do(tmp_path):
+    import resource
+
+    example = Path(__file__).parent.parent / "docs" / "examples" / "phantom.toml"
+    command = [
+        sys.executable,
+        "-m",
+        "pdframe",
+        "run",
+        example,
+        "--out",
+        tmp_path,
+        "--set",
+        "dataset.shape=[3000,3000,3000]",
+    ]
+    limit = 16 * 2**30
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "take a smaller grid (dataset.shape" in done.stderr

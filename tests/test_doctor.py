@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import types
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import pdframe
 from pdframe import doctor, machine
 from pdframe.cli import main
+from pdframe.config import load
 from pdframe.core.grid import Grid
 from pdframe.ct.chords import chord_mm
 from pdframe.ct.geometry import Bench, Geometry, circular
 
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 PLUGIN = """
 from pdframe.hooks import Entry, hookimpl
 
@@ -148,8 +153,6 @@ def test_an_operator_that_admits_an_approximate_adjoint_is_not_failed_for_it(tom
 
 
 def test_a_scan_that_does_not_turn_about_the_middle_of_its_grid_is_told():
-    from pdframe.config import load
-
     small = {"dataset": {"name": "phantom", "shape": [8, 8, 8], "spacing_mm": [8.0, 8.0, 8.0]}}
     small |= {"operator": {"name": "cone_beam", "views": 3}, "solver": {"name": "fdk"}}
     for isocentre, said in (([0.0, 0.0, 3.0], None), ([0.0, -20.0, 5.0], "(0, -20, 5) mm (z, y, x) from the middle")):
@@ -157,6 +160,26 @@ def test_a_scan_that_does_not_turn_about_the_middle_of_its_grid_is_told():
         found = {f.name: f for f in doctor.prove(load(small))}
         assert found["scale"].ok and found["adjoint"].ok and found["operator"].ok is None
         assert (said in found["operator"].said) if said else ("middle" not in found["operator"].said)
+
+
+def test_a_frozen_measurement_is_held_against_scan_and_noise():
+    for override, said in (
+        ("operator.views=19", "[operator] gives (19, 192, 192)"),
+        ("noise.photons=2e5", "[noise] describes"),
+        ("operator.source_axis_mm=900", "another geometry"),
+    ):
+        experiment = load(EXAMPLES / "chest_20_views.toml", [override])
+        parts = {"item": types.SimpleNamespace(grid=Grid((128, 128, 128), (2.75, 2.75, 2.75)))}
+        doctor._PROOFS["operator"](experiment, parts)
+        with pytest.raises(ValueError) as error:
+            doctor._PROOFS["measurement"](experiment, parts)
+        assert said in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what it must lack")
+def test_a_device_that_is_not_there_ends_it_as_it_ends_a_run():
+    done = call(EXAMPLES / "phantom.toml", "--set", "device=cuda")
+    assert done.exit_code == 3 and len(done.output.splitlines()) == 1 and "cuda" in done.output
 
 
 def test_without_data_nothing_else_is_claimed(toml):

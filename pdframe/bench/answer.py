@@ -20,16 +20,13 @@ from pdframe.bench.guard import Guard
 from pdframe.bench.job import Job, Outcome, Point
 from pdframe.core.budget import Budget, Usage
 from pdframe.core.checkpoint import fingerprint
-from pdframe.core.memory import own_bytes
+from pdframe.core.memory import is_refused, own_bytes
 from pdframe.core.noise import NoNoise
 from pdframe.core.problem import Problem
 from pdframe.core.solve import Solution, Status
 from pdframe.core.solver import Leg, Progress
 from pdframe.hooks import BackendMissing
 from pdframe.part import PartOf
-
-#: What libraries say, apart from MemoryError, when they are refused memory.
-_REFUSED = ("allocate memory", "out of memory", "bad_alloc")
 
 
 def answer(job: Job, folder: Path) -> Outcome:
@@ -42,10 +39,9 @@ def answer(job: Job, folder: Path) -> Outcome:
         return Outcome("backend_missing", _one_line(error), machine=facts)
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: no plugin of ours is asked to end this
         traceback.print_exc()
-        refused = isinstance(error, MemoryError) or any(words in str(error) for words in _REFUSED)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({Path(place.filename).name}:{place.lineno})"
-        return Outcome("out_of_memory" if refused else "crashed", _one_line(error) + where, machine=facts)
+        return Outcome("out_of_memory" if is_refused(error) else "crashed", _one_line(error) + where, machine=facts)
 
 
 def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:

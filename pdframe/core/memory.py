@@ -8,6 +8,13 @@ from pathlib import Path
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+#: What libraries say, apart from MemoryError, when they are refused memory.
+_REFUSED = ("allocate memory", "out of memory", "bad_alloc")
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether an exception says that there was no memory left."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _REFUSED)
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int | None:
