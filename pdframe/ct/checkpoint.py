@@ -23,6 +23,7 @@ class NetworkCard(BaseModel, abc.ABC):
     """What a checkpoint was made for and from; a prior's own card adds what its network needs.
 
     A network works in its own units: (HU - centre_hu) / scale_hu, in which a voxel has standard deviation `deviation`.
+    spacing_range_mm: in plane, of the volumes it was trained on. spacing_ratio: their z spacing over the one in plane.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +36,7 @@ class NetworkCard(BaseModel, abc.ABC):
     precondition: Precondition = "edm"
     unet: UNetShape = UNetShape()
     spacing_range_mm: tuple[float, float] = (1.0, 5.0)
+    spacing_ratio: tuple[float, float] = (0.6, 2.2)
     training: dict[str, object] = {}
     data: list[dict[str, str]] = []
     licence: str = ""

@@ -46,6 +46,7 @@ class DenoiserTrainingConfig(Config):
             precondition=self.precondition,
             unet=unet,
             spacing_range_mm=self.grids.spacing_range_mm,
+            spacing_ratio=self.grids.spacing_ratio,
             licence=self.licence,
             data=[{"file": s.file, "sha256": s.sha256, "cite": s.cite} for s in self.data.used],
             **more,

@@ -74,6 +74,11 @@ class GridRange(Config):
             return self.spacing_mm
         return self.protocol_mm * math.exp(-PROTOCOL_JITTER), self.protocol_mm * math.exp(PROTOCOL_JITTER)
 
+    @property
+    def spacing_ratio(self) -> tuple[float, float]:
+        """z spacings over in-plane spacings that are drawn; 1 near the protocol."""
+        return self.ratio if self.protocol_share < 1 else (1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -9,7 +9,7 @@ from pdframe_patch.prior import PatchPrior
 from pdframe_patch.weights import Card, load_weights, save_weights
 
 from pdframe.core.grid import Grid
-from pdframe.core.prior import prior_cost, prior_on
+from pdframe.core.prior import prior_cost, prior_on, unfamiliar
 from pdframe.core.seeds import generator
 
 
@@ -58,6 +58,16 @@ def test_a_volume_without_spacing_or_with_two_axes_is_refused(prior):
         prior.denoise(torch.zeros(1, 1, 8, 8, 8), torch.tensor([0.01]))
     with pytest.raises(ValueError, match="three axes"):
         prior_on(prior, Grid((8, 8), (1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "said"),
+    [((2.0, 2.0, 2.0), ""), ((3.0, 1.5, 1.5), ""), ((2.0, 9.0, 9.0), "in plane, these have 9"),
+     ((5.0, 1.5, 1.5), "these are 3.33 times"), ((1.0, 3.0, 3.0), "these are 0.333 times")],
+)  # fmt: skip
+def test_a_voxel_that_it_was_not_trained_on_is_told(prior, spacing, said):
+    told = unfamiliar(prior, Grid((12, 12, 12), spacing))
+    assert said in told and bool(said) == bool(told)
 
 
 def test_cost_counts_the_patches_that_are_evaluated(prior):
