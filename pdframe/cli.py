@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from pdframe.bench.cli import bench
 from pdframe.hooks import BackendMissing
 from pdframe.mistakes import ConfigError
 
+#: What these commands read: module and class, to be imported late.
+_TOMLS = {
+    "run": ("pdframe.config", "Experiment"),
+    "train": ("pdframe.train", "Training"),
+    "sample": ("pdframe.config", "Sampling"),
+}
 TOML = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -127,11 +134,16 @@ def plugins(as_json: bool) -> None:
 
 
 @main.command()
-def schema() -> None:
-    """Print the JSON Schema of a TOML. It covers all installed plugins."""
-    from pdframe.config import schema as experiment_schema
+@click.argument("what", type=click.Choice(tuple(_TOMLS)), default="run")
+def schema(what: str) -> None:
+    """Print the JSON Schema of a TOML: that of `pdframe run`, `train` or `sample`.
 
-    click.echo(json.dumps(experiment_schema(), indent=2))
+    It covers all installed plugins.
+    """
+    from pdframe.config import schema as schema_of
+
+    module, name = _TOMLS[what]
+    click.echo(json.dumps(schema_of(getattr(import_module(module), name)), indent=2))
 
 
 @main.command()

@@ -256,9 +256,10 @@ def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def schema() -> dict[str, Any]:
-    """JSON Schema of an experiment's TOML over all installed plugins: a table's `name` decides what it may hold."""
-    table = Experiment.model_json_schema()
+def schema(model: type[Config] = Experiment) -> dict[str, Any]:
+    """JSON Schema of a TOML over all installed plugins: a table's `name` decides what it may hold."""
+    table = model.model_json_schema()
     file_name = {"type": "string", "description": "TOML that this one is laid over"}
     table["properties"]["extends"] = {"anyOf": [file_name, {"type": "array", "items": file_name}]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **table, "title": "pdframe experiment"}
+    title = f"pdframe {model.__name__.lower()}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **table, "title": title}

@@ -21,7 +21,8 @@ from typing import Any
 
 import tomli
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 from torch import Tensor, nn
 
 from pdframe import layers, machine, runfolder
@@ -66,6 +67,17 @@ class Training(Config):
             return raw
         rest = {key: value for key, value in raw.items() if key != "data"}
         return {**rest, "task": layers.over(raw["task"], {"data": raw["data"]})}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With [data] beside [task], as it is read."""
+        table = handler.resolve_ref_schema(handler(core))
+        data = [task["properties"].pop("data") for task in table["properties"]["task"]["oneOf"]]
+        for task in table["properties"]["task"]["oneOf"]:
+            task["required"] = [key for key in task["required"] if key != "data"]
+        table["properties"]["data"] = {"anyOf": [one for i, one in enumerate(data) if one not in data[:i]]}
+        table["required"] = [*table.get("required", []), "data"]
+        return table
 
     def run(self, out_dir: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None) -> Path:
         """Train, or go on training, in `out_dir`; the path of the checkpoint.
