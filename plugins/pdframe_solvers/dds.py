@@ -48,7 +48,7 @@ class DDSConfig(LadderConfig):
     cg: int = Field(30, ge=0, description="Most conjugate-gradient steps in one data step.")
     weighting: Weighting = "none"
     proximal: float = Field(
-        0.5,
+        1.0,
         ge=0,
         description="Pull towards the denoised volume in the data step, as a multiple of its inverse variance "
         "1/sigma^2 + 1/deviation^2 (1: exact for a white Gaussian prior). 0 relies on stopping early.",
