@@ -7,7 +7,7 @@ bench, each method's table with the rules of tuning, and the search log.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,30 @@ def write_lock(bench: Bench, folder: Path, chosen: Mapping[str, Mapping[str, Any
     lock["sha256"] = _own_sha256(lock)
     runfolder.write_json(folder / TUNING / LOCK, lock)
     return lock
+
+
+def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], str] | None:
+    """One lock and one log of bench folders that were tuned apart, each for methods of its own; None if none was.
+
+    ConfigError if they were tuned by other rules or on other cases, or if a method has two tunings.
+    """
+    locks = {folder: found for folder in folders if (found := runfolder.read_json(folder / TUNING / LOCK)) is not None}
+    if not locks:
+        return None
+    first, *_ = locks
+    methods: dict[str, Any] = {}
+    for folder, lock in locks.items():
+        if lock["sha256"] != _own_sha256(lock):
+            raise ConfigError(f"{folder / TUNING / LOCK}: was edited after tuning; its rows do not count")
+        if any(lock[key] != locks[first][key] for key in ("bench_sha256", "tuning", "cases")):
+            raise ConfigError(f"{folder}: was tuned by other rules than {first}: their rows do not compare")
+        for label, found in lock["methods"].items():
+            if methods.setdefault(label, found) != found:
+                raise ConfigError(f"{folder}: {label!r} was tuned twice, apart: its rows do not compare")
+    lines = dict.fromkeys(line for folder in locks for line in (folder / TUNING / LOG).read_text().splitlines())
+    log = "".join(f"{line}\n" for line in lines)
+    lock = {**locks[first], "methods": methods, "log_sha256": hashlib.sha256(log.encode()).hexdigest()}
+    return {**lock, "sha256": _own_sha256(lock)}, log
 
 
 def tuned(bench: Bench, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ import tomli
 import tomli_w
 
 from pdframe import runfolder
-from pdframe.bench.lock import LOCK, TUNING
+from pdframe.bench.lock import LOCK, LOG, TUNING, joined
 from pdframe.bench.rows import BENCH, ROW, ROWS, TRIED_AGAIN, whole
 from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
@@ -35,14 +35,15 @@ def merge(into: Path, sources: Sequence[Path]) -> Merged:
 
     A row that is there twice with equal results is kept once; one that was lost gives way to one that ended.
     ConfigError, before anything is copied, if a folder is of another bench, if a case was measured twice to different
-    values, if a method has two settings under one label, if one row has two results, or if there are two tunings.
+    values, if a method has two settings under one label, if one row has two results, or if one method was tuned twice.
+    Methods that were tuned apart, by the same rules on the same cases, have one lock from then on.
     """
     with only_one(into):
         known = [into] if (into / BENCH).is_file() else []
         folders = [*known, *sources]
         _same_bench(folders)
         _same_cases(folders)
-        _same_tuning(folders)
+        tuning = joined(folders)
         rows: dict[str, Path] = {}
         count = 0
         for folder in folders:
@@ -51,8 +52,8 @@ def merge(into: Path, sources: Sequence[Path]) -> Merged:
                 rows[name] = _better(rows[name], row) if name in rows else row
         for folder in sources:
             _copy_cases(folder, into)
-            if (folder / TUNING).is_dir() and not (into / TUNING).exists():
-                _copy_folder(folder / TUNING, into / TUNING)
+        if tuning is not None:
+            _copy_tuning(sources, into, *tuning)
         added = [name for name, row in rows.items() if row != into / ROWS / name]
         for name in added:
             _copy_folder(rows[name], into / ROWS / name)
@@ -85,10 +86,14 @@ def _same_cases(folders: Sequence[Path]) -> None:
                 )
 
 
-def _same_tuning(folders: Sequence[Path]) -> None:
-    locks = {folder: found for folder in folders if (found := runfolder.read_json(folder / TUNING / LOCK)) is not None}
-    if len({lock["sha256"] for lock in locks.values()}) > 1:
-        raise ConfigError(f"{' and '.join(str(f) for f in locks)} were tuned apart: their rows do not compare")
+def _copy_tuning(folders: Sequence[Path], into: Path, lock: Mapping[str, Any], log: str) -> None:
+    for folder in folders:
+        for trial in whole(folder / TUNING / ROWS, f"*/*/{ROW}"):
+            target = into / TUNING / trial.parent.relative_to(folder / TUNING)
+            if not target.exists():
+                _copy_folder(trial.parent, target)
+    runfolder.write(into / TUNING / LOG, log)
+    runfolder.write_json(into / TUNING / LOCK, lock)
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -10,6 +10,7 @@ import pytest
 
 from pdframe import runfolder
 from pdframe.bench.config import Bench, load_bench
+from pdframe.bench.merge import merge
 from pdframe.bench.rows import read_rows
 from pdframe.bench.run import run_bench
 from pdframe.bench.summary import summarise
@@ -269,3 +270,33 @@ def test_what_cannot_be_tuned_is_told_in_one_line(grey, tmp_path, change, told):
     settings = {key: value for key, value in table(**change).items() if value is not None}
     with pytest.raises(ConfigError, match=told):
         tune_bench(load_bench(settings), out_dir=tmp_path)
+
+
+def test_methods_that_were_tuned_apart_are_joined_and_go_on_as_one(bench, grey, tmp_path):
+    methods, parts = table()["method"], []
+    for name, own in (("a", methods[:1]), ("b", methods[1:2])):
+        parts.append(tmp_path / name)
+        tune_bench(load_bench(table(method=own)), out_dir=parts[-1])
+        run_bench(load_bench(table(method=own)), out_dir=parts[-1])
+    merge(tmp_path / "both", parts)
+    tune_bench(bench, out_dir=tmp_path / "whole")
+    lock, whole = (json.loads((tmp_path / n / "tuning" / "lock.json").read_text()) for n in ("both", "whole"))
+    for label in "AB":
+        of_one, of_all = (one["methods"][label]["chosen"]["two"] for one in (lock, whole))
+        assert of_one["settings"] == of_all["settings"] and of_one["score"] == of_all["score"]
+    assert len(log_of(tmp_path / "both")) == sum(len(log_of(part)) for part in parts)
+    assert {p.parent.name for p in (tmp_path / "both" / "tuning").rglob("row.json")} >= {"a-trial-0", "b-trial-0"}
+    grey.done.clear()
+    run_bench(bench, out_dir=tmp_path / "both")  # the lock holds, and C, which has nothing to tune, is what is left
+    assert len(grey.done) == 4 and len(read_rows(tmp_path / "both")) == 12
+    assert merge(tmp_path / "both", parts).added == 0
+
+    again = tmp_path / "again"
+    tune_bench(load_bench(table(method=[{**methods[0], "level": 0.02}])), out_dir=again)
+    with pytest.raises(ConfigError, match="'A' was tuned twice"):
+        merge(tmp_path / "neither", [parts[0], again])
+    other = tmp_path / "other"
+    tune_bench(load_bench(table(tuning={"trials": 2, "metric": "rmse_hu", "goal": "lowest"})), out_dir=other)
+    with pytest.raises(ConfigError, match="tuned by other rules"):
+        merge(tmp_path / "neither", [parts[0], other])
+    assert not (tmp_path / "neither" / "tuning").exists()
