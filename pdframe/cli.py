@@ -67,8 +67,8 @@ def _told(error: Exception) -> str:
         return words
     from pdframe.core.memory import is_refused
 
-    if not isinstance(error, MemoryError) and is_refused(error):  # a library's words say where in it, not what to do
-        words += "; take a smaller grid (dataset.shape, or a larger dataset.spacing_mm), or a machine with more memory"
+    if type(error) is not MemoryError and is_refused(error):  # a library's words say where in it, not what to do
+        words += "; take a smaller grid or batch, or a machine with more memory"
     return f"{type(error).__name__}: {words} (PDFRAME_TRACEBACK=1 shows where)"
 
 

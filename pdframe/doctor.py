@@ -122,10 +122,10 @@ def _measurement(experiment: Experiment, parts: dict[str, Any]) -> Finding | Non
 
     if not experiment.measurement.frozen:
         return None
-    noise = experiment.noise.build() if experiment.noise else NoNoise()
+    operator, noise = parts["operator"], experiment.noise.build() if experiment.noise else NoNoise()
     wanted, dataset = experiment.measurement, experiment.dataset.build()
     name = experiment.item or dataset.names()[0]
-    found = measure.obtain(wanted, dataset, name, parts["operator"], noise, kept=Path())
+    found = measure.obtain(wanted, dataset, name, operator, noise, kept=Path())
     return Finding("measurement", True, f"{found.record['file']}: of this item, geometry and noise")
 
 

@@ -72,11 +72,13 @@ class Training(Config):
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """With [data] beside [task], as it is read."""
         table = handler.resolve_ref_schema(handler(core))
-        data = [task["properties"].pop("data") for task in table["properties"]["task"]["oneOf"]]
-        for task in table["properties"]["task"]["oneOf"]:
-            task["required"] = [key for key in task["required"] if key != "data"]
-        table["properties"]["data"] = {"anyOf": [one for i, one in enumerate(data) if one not in data[:i]]}
-        table["required"] = [*table.get("required", []), "data"]
+        data: list[dict[str, Any]] = []
+        for task in table["properties"]["task"].get("oneOf", ()):
+            own = task["properties"].pop("data", None)
+            data += [own] if own is not None and own not in data else []
+            task["required"] = [key for key in task.get("required", ()) if key != "data"]
+        if data:
+            table["properties"]["data"] = {"anyOf": data}
         return table
 
     def run(self, out_dir: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None) -> Path:

@@ -245,4 +245,4 @@ def test_memory_that_is_refused_is_told_with_what_to_do(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "take a smaller grid (dataset.shape" in done.stderr
+    assert "take a smaller grid or batch" in done.stderr

@@ -360,6 +360,18 @@ def test_trainings_and_samplings_have_a_schema_too(model, path, right, wrong):
     assert right in as_json and not validator.is_valid(json.loads(as_json.replace(right, wrong, 1)))
 
 
+def test_a_task_without_data_has_its_place_in_the_schema(foreign):
+    source = (
+        "from pdframe.hooks import Config, Entry, hookimpl\n@hookimpl\ndef pdframe_register():\n"
+        "    return [Entry('task', 'toy', 'acme_task:Toy', '')]\nclass Toy(Config):\n    size: int = 3\n"
+        "    def build(self): return self\n"
+    )
+    foreign("acme-task", {"acme_task": source}, entry="acme_task")
+    validator = jsonschema.Draft202012Validator(config.schema(Training))
+    validator.validate({"task": {"name": "toy", "size": 4}})
+    assert not validator.is_valid({"task": {"name": "toy", "sise": 4}})
+
+
 def test_a_plugin_that_cannot_be_loaded_is_left_out_of_the_schema(foreign):
     source = (
         "from pdframe.hooks import Entry, hookimpl\n@hookimpl\ndef pdframe_register():\n"

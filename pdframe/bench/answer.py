@@ -109,7 +109,8 @@ class _Keeper:
 
     def __call__(self, sample: int, step: int, progress: Progress, usage: Usage) -> None:
         leg = progress.leg or Leg("", step, self.total)
-        if sample == 0 and leg.done in curve_steps(self.count, leg.total):
+        # 0: where a leg before this one ended, whose last step is told as the beginning of this.
+        if sample == 0 and self.count and (leg.done == 0 or leg.done in curve_steps(self.count, leg.total)):
             point = Outcome("", "", points=(Point(step, usage, progress.x),))
             runfolder.write(self.folder / f"point_{step}.safetensors", point.to_bytes())
 

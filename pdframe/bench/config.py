@@ -158,7 +158,9 @@ class Bench(FromFile):
     budget: Budget = Field(Budget(), description="limits of each solve, the same for all methods; none: to convergence")
     timeout_s: float = Field(3600.0, gt=0, description="wall clock after which a row is given up")
     memory_limit_gib: float | None = Field(None, gt=0, description="memory that a row may take; beyond it, it fails")
-    curve_points: int = Field(16, ge=0, description="points of quality against cost for each row; 0: no curve")
+    curve_points: int = Field(
+        16, ge=0, description="points of quality against cost for each row, and for what it starts from; 0: no curve"
+    )
     executor: ExecutorPart = Field(
         default_factory=lambda: PartOf("executor").read({"name": "local"}),
         description="where the rows are run; default: local",

@@ -23,14 +23,22 @@ LOG, LOCK = "log.jsonl", "lock.json"
 
 def read_lock(bench: Bench, folder: Path) -> dict[str, Any] | None:
     """The lock of a bench folder; None if there is none. ConfigError if it was made for another bench or edited."""
+    lock = _signed(folder)
+    if lock is not None and lock["bench_sha256"] != bench_sha256(bench):
+        raise ConfigError(
+            f"{folder / TUNING / LOCK}: was tuned for another bench; choose another folder and tune there"
+        )
+    return lock
+
+
+def _signed(folder: Path) -> dict[str, Any] | None:
+    """The lock of a folder; ConfigError if it, or the log that it was made from, was edited."""
     path = folder / TUNING / LOCK
     lock = runfolder.read_json(path)
     if lock is None:
         return None
     if lock["sha256"] != _own_sha256(lock):
         raise ConfigError(f"{path}: was edited after tuning; tune again in a new folder")
-    if lock["bench_sha256"] != bench_sha256(bench):
-        raise ConfigError(f"{path}: was tuned for another bench; choose another folder and tune there")
     log = folder / TUNING / LOG
     if not log.is_file() or hashlib.sha256(log.read_bytes()).hexdigest() != lock["log_sha256"]:
         raise ConfigError(f"{log}: is not the log that the lock was made from; tune again in a new folder")
@@ -57,14 +65,14 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], str] | None:
 
     ConfigError if they were tuned by other rules or on other cases, or if a method has two tunings.
     """
-    locks = {folder: found for folder in folders if (found := runfolder.read_json(folder / TUNING / LOCK)) is not None}
+    locks = {folder: found for folder in folders if (found := _signed(folder)) is not None}
+    if unfinished := [folder for folder in folders if folder not in locks and (folder / TUNING / LOG).is_file()]:
+        raise ConfigError(f"{unfinished[0]}: its tuning has not ended; run `pdframe bench tune` there to its end")
     if not locks:
         return None
     first, *_ = locks
     methods: dict[str, Any] = {}
     for folder, lock in locks.items():
-        if lock["sha256"] != _own_sha256(lock):
-            raise ConfigError(f"{folder / TUNING / LOCK}: was edited after tuning; its rows do not count")
         if any(lock[key] != locks[first][key] for key in ("bench_sha256", "tuning", "cases")):
             raise ConfigError(f"{folder}: was tuned by other rules than {first}: their rows do not compare")
         for label, found in lock["methods"].items():

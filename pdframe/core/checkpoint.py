@@ -69,7 +69,8 @@ def load(path: Path, fingerprint: str, device: torch.device) -> Snapshot:
 
 
 def fingerprint(*things: object) -> str:
-    """SHA-256 over tensors, dataclasses, modules, containers and settings: equal for equal content in any process."""
+    """SHA-256 over tensors, dataclasses, modules, containers and settings: equal for equal content in any process. Of
+    numbers in a numpy array the first nine decimals count, as parts of the largest."""
     digest = hashlib.sha256()
     for thing in things:
         _feed(digest, thing)
@@ -83,8 +84,7 @@ def _feed(digest: Any, thing: object) -> None:
         digest.update(thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(thing, np.ndarray) and not thing.dtype.hasobject:  # its repr leaves most of a long one out
         digest.update(f"{thing.dtype} {thing.shape} ".encode())
-        # A scanner's sines differ in their last bit from one processor to the next.
-        digest.update((thing.round(9) + 0.0 if thing.dtype.kind == "f" else thing).tobytes())
+        digest.update(_told(thing))
     elif isinstance(thing, torch.nn.Module):
         _feed(digest, dict(thing.state_dict()))
     elif dataclasses.is_dataclass(thing):
@@ -98,6 +98,14 @@ def _feed(digest: Any, thing: object) -> None:
             _feed(digest, value)
     elif " at 0x" not in repr(thing):  # an address is different in every process
         digest.update(repr(thing).encode())
+
+
+def _told(array: np.ndarray) -> bytes:
+    """Its values; of floats nine decimals, since sines differ in the last bit from one processor to the next."""
+    if array.dtype.kind != "f":
+        return array.tobytes()
+    scale = float(np.abs(array).max(initial=0.0)) or 1.0
+    return f"{scale:.7e} ".encode() + ((array / scale).round(9) + 0.0).tobytes()
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

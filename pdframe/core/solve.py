@@ -204,9 +204,11 @@ class _Loop:
             return Status.nonfinite
         if self.progress.done:
             return Status.finished
-        step = self.snapshot.step
+        step, leg = self.snapshot.step, self.progress.leg
         spent = overspent(self.budget, self.meter.usage, step)
-        if spent == "steps" or step >= self.solver.total_steps:
+        # A leg before the last may have ended early, and left the last one no more steps for it.
+        main_is_over = leg is not None and not leg.name and leg.done >= leg.total
+        if spent == "steps" or step >= self.solver.total_steps or main_is_over:
             return Status.step_limit
         return None if spent is None else Status[spent]
 

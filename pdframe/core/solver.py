@@ -18,7 +18,8 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Leg:
-    """A part of a solve whose steps cost alike: its name ("" for the main one), the steps taken in it, those meant."""
+    """A part of a solve whose steps cost alike: its name ("" for the main one, which is the last), the steps taken in
+    it, those meant."""
 
     name: str
     done: int

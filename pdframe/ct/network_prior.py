@@ -42,13 +42,14 @@ def spacing_outside(card: NetworkCard, grid: Grid) -> str:
     """A line if the spacing in plane, or that along z over it, lies outside what the network was trained on; or ""."""
     z, *plane = grid.spacing
     (low, high), (flattest, tallest) = card.spacing_range_mm, card.spacing_ratio
-    if not (low * 0.999 <= min(plane) and max(plane) <= high * 1.001):
-        return f"trained on voxels of {low:.3g} to {high:.3g} mm in plane, these have {min(plane):.3g}"
-    if not (flattest * 0.999 <= z / max(plane) and z / min(plane) <= tallest * 1.001):
-        return (
-            f"trained on slices {flattest:.3g} to {tallest:.3g} times as far apart as pixels, these are "
-            f"{z / min(plane):.3g} times"
-        )
+    for width in plane:
+        if not low * 0.999 <= width <= high * 1.001:
+            return f"trained on voxels of {low:.3g} to {high:.3g} mm in plane, these have {width:.3g}"
+        if not flattest * 0.999 <= z / width <= tallest * 1.001:
+            return (
+                f"trained on slices {flattest:.3g} to {tallest:.3g} times as far apart as pixels, these are "
+                f"{z / width:.3g} times"
+            )
     return ""
 
 

@@ -97,7 +97,9 @@ def _items(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{what} must be float32 or float64: got {value.dtype}; convert it with .float()")
     if value.requires_grad and torch.is_grad_enabled():  # the loops below would cut the tape without a word
-        raise ValueError(f"{what} asks for a gradient: take A x as pdframe.apply(operator, x), or detach it")
+        raise ValueError(
+            f"{what} asks for a gradient: call pdframe.apply or pdframe.apply_adjoint(operator, ...), or detach it"
+        )
     return value.flatten(0, 1)
 
 

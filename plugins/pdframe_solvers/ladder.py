@@ -25,7 +25,7 @@ class LadderConfig(Config):
     rho: Rho = 7.0
 
     @model_validator(mode="after")
-    def falls(self) -> Self:
+    def _falls(self) -> Self:
         if self.sigma_min > self.sigma_max:
             raise ValueError(
                 f"noise levels fall from sigma_max to sigma_min: got sigma_max = {self.sigma_max:g} below "

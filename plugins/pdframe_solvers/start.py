@@ -48,6 +48,8 @@ class WarmSolver(Solver[State]):
 
     def init(self, problem: Problem, rng: torch.Generator) -> State:
         y = problem.y
+        if not isinstance(self.settings.start, str):
+            raise ValueError("a solver that starts from another comes from the `build` of its settings, both in one")
         if self.settings.start == "pseudoinverse":
             return self.begin_at(problem, pseudoinverse(problem.operator, y), rng)
         return self.begin(problem, y.new_full((*y.shape[:2], *problem.operator.grid.shape), self.prior.mean), rng)
@@ -93,10 +95,8 @@ class Relay(Solver[RelayState]):
 
     def view(self, state: RelayState) -> Progress:
         solver, name = (self.second, "") if state.handed_over else (self.first, "start")
-        seen, total = solver.view(state.state), solver.total_steps
-        # The driver's limit is that of both: where the first stopped early, the second's own must hold here.
-        done = state.handed_over and (seen.done or state.steps >= total)
-        return replace(seen, done=done, leg=Leg(name, state.steps, total))
+        seen = solver.view(state.state)
+        return replace(seen, done=state.handed_over and seen.done, leg=Leg(name, state.steps, solver.total_steps))
 
     def _passed_on(self, problem: Problem, state: RelayState, rng: torch.Generator) -> RelayState:
         seen = self.first.view(state.state)

@@ -11,7 +11,7 @@ import tomli_w
 
 from pdframe import runfolder
 from pdframe.bench.config import Bench, load_bench
-from pdframe.bench.lock import LOCK, LOG, TUNING, read_lock, refuse_after_test, tuned, write_lock
+from pdframe.bench.lock import LOCK, LOG, TUNING, joined, read_lock, refuse_after_test, tuned, write_lock
 from pdframe.mistakes import ConfigError
 
 PHANTOM = {"name": "phantom", "shape": [8, 8, 8], "spacing_mm": [20.0, 20.0, 20.0]}
@@ -114,3 +114,16 @@ def test_a_test_row_ends_all_tuning_be_it_failed_or_not(tmp_path, status):
     runfolder.write_json(tmp_path / "rows" / "few--b--s0" / "fdk" / "row.json", row | {"split": "test"})
     with pytest.raises(ConfigError, match="test split was opened, 1 of its rows"):
         refuse_after_test(tmp_path)
+
+
+def test_what_is_joined_was_not_edited_and_has_ended(tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    locked(whole, load_bench(table()))
+    runfolder.write(half / TUNING / LOG, '{"trial": 0}\n')
+    assert joined([whole])[0] == json.loads((whole / TUNING / LOCK).read_text())
+    assert joined([tmp_path]) is None
+    with pytest.raises(ConfigError, match="its tuning has not ended"):
+        joined([whole, half])
+    (whole / TUNING / LOG).write_text('{"trial": 1}\n')
+    with pytest.raises(ConfigError, match="not the log that the lock was made from"):
+        joined([whole])

@@ -26,3 +26,12 @@ def test_fingerprints_see_the_middle_of_a_long_array():
     changed[500] = 1.0
     assert repr(long) == repr(changed)
     assert fingerprint(long) == fingerprint(long.copy()) != fingerprint(changed)
+
+
+def test_arrays_count_to_nine_decimals_of_their_largest_number():
+    angles = np.linspace(0, 6, 40)
+    sines = 1000 * np.sin(angles)
+    assert fingerprint(sines) == fingerprint(np.nextafter(sines, np.inf))  # as another processor may have it
+    assert fingerprint(sines) != fingerprint(sines + 1e-4) and fingerprint(sines) != fingerprint(2 * sines)
+    assert fingerprint(np.array([1e-10])) != fingerprint(np.array([2e-10]))
+    assert fingerprint(np.zeros(3)) == fingerprint(-np.zeros(3)) != fingerprint(np.zeros(3, dtype=int))

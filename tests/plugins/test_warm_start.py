@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from dense import TOY
-from pdframe_solvers.dds import DDSConfig
+from pdframe_solvers.dds import DDS, DDSConfig
 from pdframe_solvers.start import Relay
 
 import pdframe
+from pdframe.bench.answer import _Keeper
 from pdframe.core.budget import Budget
 from pdframe.core.linalg import cgls
 from pdframe.core.operator import pseudoinverse
@@ -64,6 +65,18 @@ def test_the_steps_are_those_of_both_and_tell_where_they_are():
     assert solution.status is Status.finished and solution.usage.network_calls == 4  # two tilings at the last level
 
 
+def test_a_bench_keeps_points_of_both_and_the_one_where_the_first_ends(tmp_path: Path):
+    keep = _Keeper(tmp_path, 4, _built().total_steps)
+    found = solve(TOY.problem, _built(), rng=generator(0, "test"), on_step=lambda k, p, usage: keep(0, k, p, usage))
+    assert [point.step for point in keep.points(found)] == [2, 5, 7, 8]
+    torch.testing.assert_close(keep.points(found)[1].x, _cgls(5))
+
+
+def test_a_solver_alone_refuses_to_start_from_another():
+    with pytest.raises(ValueError, match="comes from the `build` of its settings"):
+        solve(TOY.problem, DDS(TOY.prior, DDSConfig(start=CGLS)))
+
+
 def test_the_second_draws_as_if_it_had_been_given_the_volume():
     alone = DDSConfig(start="noise", steps=3, sigma_max=1.0, nonnegative=False).build(prior=TOY.prior)
     rng = generator(0, "test")
@@ -76,7 +89,9 @@ def test_the_second_draws_as_if_it_had_been_given_the_volume():
 def test_one_that_stops_early_leaves_the_second_no_more_steps_than_its_own():
     settled = {"name": "admm_tv", "steps": 500, "tolerance": 0.3, "weight": 1.0}
     solution, seen = _solve(_built("admm", start=settled, steps=4, anneal=2, tolerance=1e-12))
-    assert len(seen) < 500 and seen[-1].leg == Leg("", 4, 4) and solution.status is Status.finished
+    assert len(seen) < 500 and seen[-1].leg == Leg("", 4, 4) and solution.status is Status.step_limit
+    solution, _ = _solve(_built("admm", steps=4, anneal=2, tolerance=1e-12))  # CGLS takes all of its own
+    assert solution.status is Status.step_limit
 
 
 def test_a_budget_holds_for_both_together():
