@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jsonschema
 import pytest
 import tomli
 
-from pdframe import config, layers
+from pdframe import config
 from pdframe.core import budget as core_budget
 from pdframe.mistakes import ConfigError
-from pdframe.train import Training, load_training
+from pdframe.train import load_training
 
 PLUGIN = """
 from pdframe.hooks import Entry, hookimpl
@@ -338,38 +337,6 @@ def test_the_schema_accepts_what_load_accepts_and_refuses_what_it_refuses(full):
         ]:
             assert right in FULL
             assert not validator.is_valid(tomli.loads(FULL.replace(right, wrong, 1))), wrong
-
-
-@pytest.mark.parametrize(
-    ("model", "path", "right", "wrong"),
-    [
-        (Training, "benchmarks/quality/train_patch3d.toml", "couch_share", "couch_shore"),
-        (Training, "benchmarks/quality/train_blend3.toml", "learning_rate", "learning_rata"),
-        (config.Sampling, "docs/examples/sample.toml", "spacing_mm", "spacing_cm"),
-    ],
-)
-def test_trainings_and_samplings_have_a_schema_too(model, path, right, wrong):
-    schema = config.schema(model)
-    jsonschema.Draft202012Validator.check_schema(schema)
-    table = layers.merged(layers.read(Path(__file__).parent.parent / path))
-    if model is Training:
-        table = {"task": {"name": "patch3d"}, **table, "data": {**table["data"], "root": "FOLDER"}}
-    as_json = json.dumps(table, default=str)
-    validator = jsonschema.Draft202012Validator(schema)
-    validator.validate(json.loads(as_json))
-    assert right in as_json and not validator.is_valid(json.loads(as_json.replace(right, wrong, 1)))
-
-
-def test_a_task_without_data_has_its_place_in_the_schema(foreign):
-    source = (
-        "from pdframe.hooks import Config, Entry, hookimpl\n@hookimpl\ndef pdframe_register():\n"
-        "    return [Entry('task', 'toy', 'acme_task:Toy', '')]\nclass Toy(Config):\n    size: int = 3\n"
-        "    def build(self): return self\n"
-    )
-    foreign("acme-task", {"acme_task": source}, entry="acme_task")
-    validator = jsonschema.Draft202012Validator(config.schema(Training))
-    validator.validate({"task": {"name": "toy", "size": 4}})
-    assert not validator.is_valid({"task": {"name": "toy", "sise": 4}})
 
 
 def test_a_plugin_that_cannot_be_loaded_is_left_out_of_the_schema(foreign):
