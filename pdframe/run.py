@@ -32,7 +32,7 @@ from pdframe.judge import Judge
 from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError, as_mistake
 from pdframe.part import Part
-from pdframe.report.progress import Progress, Silent, on_console, told
+from pdframe.report.progress import Progress, Silent, listed, on_console, told
 from pdframe.report.table import as_text, in_short
 
 #: A run that takes more says so before it begins.
@@ -266,7 +266,7 @@ def _teller(progress: Progress, count: int, total: int) -> solutions.OnStep:
             progress.stepped(sample * total + step)
         else:
             which = f"sample {sample + 1} of {count}" if count > 1 else ""
-            progress.stepped(seen.leg.done, seen.leg.total, ", ".join(filter(None, (which, seen.leg.name))))
+            progress.stepped(seen.leg.done, seen.leg.total, listed(which, seen.leg.name))
 
     return tell
 

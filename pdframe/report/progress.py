@@ -53,13 +53,20 @@ class Silent(Progress):
 
 
 class Clock:
-    """Time left, from the steps taken since this process began with them: a resumed run does not flatter itself."""
+    """Time left, from the steps taken since this process began with them: a resumed run does not flatter itself.
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    part: of the method, the one whose `total` steps are counted; "" for the whole.
+    """
+
+    def __init__(self, total: int, part: str = "") -> None:
+        self.total, self.part = total, part
         self.began = time.monotonic()
         self.first: int | None = None
         self.first_at = self.began
+
+    def at(self, total: int | None, part: str) -> Clock:
+        """Itself, or a new one where another part begins; `total` is None if the steps are of the whole."""
+        return self if (total or self.total, part) == (self.total, self.part) else Clock(total or self.total, part)
 
     def left_s(self, done: int) -> float | None:
         """Seconds; None before the second step."""
@@ -70,28 +77,31 @@ class Clock:
         steps = done - self.first
         return (now - self.first_at) / steps * (self.total - done) if steps > 0 else None
 
+    def left(self, done: int) -> str:
+        """ "42 s left"; empty before the second step."""
+        seconds = self.left_s(done)
+        return "" if seconds is None else f"{told(seconds)} left"
+
 
 class Log(Progress):
     """Plain lines."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.label, self.part, self.clock, self.spoke_at = "", "", Clock(0), 0.0
+        self.label, self.clock, self.spoke_at = "", Clock(0), 0.0
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, label: str, total: int) -> None:
-        self.label, self.part, self.clock, self.spoke_at = label, "", Clock(total), time.monotonic()
+        self.label, self.clock, self.spoke_at = label, Clock(total), time.monotonic()
 
     def stepped(self, done: int, total: int | None = None, part: str = "") -> None:
-        if part != self.part or total not in (None, self.clock.total):
-            self.part, self.clock = part, Clock(total or self.clock.total)
-        left = self.clock.left_s(done)
+        self.clock = self.clock.at(total, part)
+        left = self.clock.left(done)
         if time.monotonic() - self.spoke_at >= LOG_EVERY_S and done < self.clock.total:
             self.spoke_at = time.monotonic()
-            where = ", ".join(filter(None, (self.label, part)))
-            self.say(f"{where}: step {done} of {self.clock.total}{'' if left is None else f', {told(left)} left'}")
+            self.say(f"{listed(self.label, part)}: {listed(f'step {done} of {self.clock.total}', left)}")
 
     def ended(self, text: str) -> None:
         self.say(f"{self.label}: {text}")
@@ -102,7 +112,7 @@ class Live(Progress):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.label, self.part, self.clock = "", "", Clock(0)
+        self.label, self.clock = "", Clock(0)
         self.bar: Bar | None = None
 
     def say(self, text: str) -> None:
@@ -112,7 +122,7 @@ class Live(Progress):
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
-        self.label, self.part, self.clock = label, "", Clock(total)
+        self.label, self.clock = label, Clock(total)
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         clocks = [TimeElapsedColumn(), TextColumn("{task.fields[left]}")]
         self.bar = Bar(*columns, *clocks, console=self.console, transient=True)
@@ -122,12 +132,9 @@ class Live(Progress):
     def stepped(self, done: int, total: int | None = None, part: str = "") -> None:
         if self.bar is None:
             return
-        if part != self.part or total not in (None, self.clock.total):
-            self.part, self.clock = part, Clock(total or self.clock.total)
-            where = ", ".join(filter(None, (self.label, part)))
-            self.bar.update(self.bar.task_ids[0], description=where, total=self.clock.total)
-        left = self.clock.left_s(done)
-        self.bar.update(self.bar.task_ids[0], completed=done, left="" if left is None else f"{told(left)} left")
+        self.clock = self.clock.at(total, part)
+        where = {"description": listed(self.label, part), "total": self.clock.total}
+        self.bar.update(self.bar.task_ids[0], completed=done, left=self.clock.left(done), **where)
 
     def ended(self, text: str) -> None:
         if self.bar is not None:
@@ -142,6 +149,11 @@ def on_console() -> Progress:
 
     console = Console()
     return Live(console) if console.is_terminal else Log(console)
+
+
+def listed(*names: str) -> str:
+    """Those that are not empty, with commas."""
+    return ", ".join(filter(None, names))
 
 
 def told(seconds: float) -> str:

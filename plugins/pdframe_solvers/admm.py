@@ -23,10 +23,9 @@ from torch import Tensor
 from pdframe.core.linalg import dot
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
-from pdframe.core.schedule import edm_sigmas
 from pdframe.core.solver import Progress, Solver
 from pdframe_solvers.data_term import Weighting, data_term
-from pdframe_solvers.ladder import LadderConfig
+from pdframe_solvers.ladder import LadderConfig, falling_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
 
@@ -109,10 +108,7 @@ class ADMM(WarmSolver[ADMMState]):
     @property
     def levels(self) -> tuple[float, ...]:
         """The denoiser's level in each of the first `anneal` steps, in the unit of x."""
-        s, (lowest, highest) = self.settings, self.prior.sigma_range
-        top = min(s.sigma_max * self.prior.deviation, highest)
-        bottom = min(max(s.sigma_min * self.prior.deviation, lowest), top)
-        return edm_sigmas(top, bottom, s.anneal, s.rho)
+        return falling_levels(self.settings, self.prior, self.settings.anneal)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -35,7 +35,12 @@ class LadderConfig(Config):
 
 
 def noise_levels(settings: LadderConfig, prior: Prior) -> tuple[float, ...]:
-    """`steps` levels in the unit of x, falling, and 0 after them (Karras et al. 2022, equation 5).
+    """`steps` levels in the unit of x, falling, and 0 after them."""
+    return (*falling_levels(settings, prior, settings.steps), 0.0)
+
+
+def falling_levels(settings: LadderConfig, prior: Prior, count: int) -> tuple[float, ...]:
+    """`count` levels in the unit of x, from sigma_max down to sigma_min (Karras et al. 2022, equation 5).
 
     In the settings they are multiples of the prior's deviation, so that they carry over between priors and units;
     here they are clipped to the range that the prior was made for.
@@ -43,4 +48,4 @@ def noise_levels(settings: LadderConfig, prior: Prior) -> tuple[float, ...]:
     lowest, highest = prior.sigma_range
     sigma_max = min(settings.sigma_max * prior.deviation, highest)
     sigma_min = min(max(settings.sigma_min * prior.deviation, lowest), sigma_max)
-    return (*edm_sigmas(sigma_max, sigma_min, settings.steps, settings.rho), 0.0)
+    return tuple(edm_sigmas(sigma_max, sigma_min, count, settings.rho))
