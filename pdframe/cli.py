@@ -24,6 +24,7 @@ _TOMLS = {
     "run": ("pdframe.config", "Experiment"),
     "train": ("pdframe.train", "Training"),
     "sample": ("pdframe.config", "Sampling"),
+    "bench": ("pdframe.bench.config", "Bench"),
 }
 TOML = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -136,7 +137,7 @@ def plugins(as_json: bool) -> None:
 @main.command()
 @click.argument("what", type=click.Choice(tuple(_TOMLS)), default="run")
 def schema(what: str) -> None:
-    """Print the JSON Schema of a TOML: that of `pdframe run`, `train` or `sample`.
+    """Print the JSON Schema of a TOML: that of `pdframe run`, `train`, `sample` or `bench`.
 
     It covers all installed plugins.
     """

@@ -100,7 +100,7 @@ def prove(experiment: Experiment) -> Iterator[Finding]:
 def _data(experiment: Experiment, parts: dict[str, Any]) -> Finding:
     dataset = experiment.dataset.build()
     item = dataset.load(experiment.item or dataset.names()[0])
-    parts["item"] = item
+    parts |= {"dataset": dataset, "item": item}
     low, high, finite = float(item.x.min()), float(item.x.max()), bool(item.x.isfinite().all())
     shape, spacing = " x ".join(map(str, item.grid.shape)), " x ".join(f"{s:g}" for s in item.grid.spacing)
     said = f"{item.name}: {shape} voxels of {spacing}, values {low:.4g} to {high:.4g} {item.grid.unit}"
@@ -122,10 +122,9 @@ def _measurement(experiment: Experiment, parts: dict[str, Any]) -> Finding | Non
 
     if not experiment.measurement.frozen:
         return None
-    operator, noise = parts["operator"], experiment.noise.build() if experiment.noise else NoNoise()
-    wanted, dataset = experiment.measurement, experiment.dataset.build()
-    name = experiment.item or dataset.names()[0]
-    found = measure.obtain(wanted, dataset, name, operator, noise, kept=Path())
+    noise = experiment.noise.build() if experiment.noise else NoNoise()
+    dataset, item, operator = parts["dataset"], parts["item"], parts["operator"]
+    found = measure.obtain(experiment.measurement, dataset, item.name, operator, noise, kept=Path())
     return Finding("measurement", True, f"{found.record['file']}: of this item, geometry and noise")
 
 
@@ -234,7 +233,7 @@ _PROOFS: dict[str, Callable[[Experiment, dict[str, Any]], Finding | None]] = {
     "denoise": _denoise,
     "memory": _memory,
 }
-_BUILT = ("item", "operator", "prior")
+_BUILT = ("dataset", "item", "operator", "prior")
 
 
 def _plugins() -> Iterator[Finding]:

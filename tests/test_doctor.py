@@ -169,7 +169,9 @@ def test_a_frozen_measurement_is_held_against_scan_and_noise():
         ("operator.source_axis_mm=900", "another geometry"),
     ):
         experiment = load(EXAMPLES / "chest_20_views.toml", [override])
-        parts = {"item": types.SimpleNamespace(grid=Grid((128, 128, 128), (2.75, 2.75, 2.75)))}
+        dataset = experiment.dataset.build()
+        item = types.SimpleNamespace(name=dataset.names()[0], grid=Grid((128, 128, 128), (2.75, 2.75, 2.75)))
+        parts = {"dataset": dataset, "item": item}
         doctor._PROOFS["operator"](experiment, parts)
         with pytest.raises(ValueError) as error:
             doctor._PROOFS["measurement"](experiment, parts)

@@ -1,4 +1,4 @@
-"""The JSON Schemas of trainings and samplings; test_config.py has that of an experiment."""
+"""The JSON Schemas of trainings, samplings and benches; test_config.py has that of an experiment."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from pdframe import config, layers
+from pdframe.bench.config import Bench
 from pdframe.train import Training
 
 
@@ -18,9 +19,11 @@ from pdframe.train import Training
         (Training, "benchmarks/quality/train_patch3d.toml", "couch_share", "couch_shore"),
         (Training, "benchmarks/quality/train_blend3.toml", "learning_rate", "learning_rata"),
         (config.Sampling, "docs/examples/sample.toml", "spacing_mm", "spacing_cm"),
+        (Bench, "benchmarks/quality/chest_v1.toml", "sigma_max", "sigma_mox"),
+        (Bench, "benchmarks/quality/sparse_view.toml", "timeout_s", "timeout_m"),
     ],
 )
-def test_trainings_and_samplings_have_a_schema_too(model, path, right, wrong):
+def test_trainings_samplings_and_benches_have_a_schema_too(model, path, right, wrong):
     schema = config.schema(model)
     jsonschema.Draft202012Validator.check_schema(schema)
     table = layers.merged(layers.read(Path(__file__).parent.parent / path))

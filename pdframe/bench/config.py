@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from pdframe import layers, registry, runfolder
 from pdframe.config import (
@@ -95,6 +95,20 @@ class Method(Config):
         own = {key: raw[key] for key in METHOD_KEYS if key in raw}
         rest = {key: value for key, value in raw.items() if key not in own}
         return own if not rest else {**own, "solver": layers.over(own.get("solver", {}), rest)}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """As it is written in a TOML: the solver's keys beside its own, or laid over another method."""
+        table = handler.resolve_ref_schema(handler(core))
+        own = {key: value for key, value in table["properties"].items() if key != "solver"}
+        beside = [
+            {**choice, "properties": {**choice["properties"], **own}}
+            for choice in table["properties"]["solver"].get("oneOf", ())
+        ]
+        like = {"type": "object", "properties": {"like": {"type": "string"}, **own}, "required": ["like"]}
+        return {
+            "anyOf": [*beside, {**like, "description": "a method laid over the one of that label, before it"}, table]
+        }
 
     @property
     def label(self) -> str:
