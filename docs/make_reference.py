@@ -139,8 +139,9 @@ def _referred(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
     choices = [v for v in value.get("anyOf", ()) if v.get("type") != "null"]  # an optional table is a choice of one
     for place in (value, value.get("items") or {}, *value.get("allOf", ()), *(choices if len(choices) == 1 else ())):
         if "$ref" in place:
-            found = definitions[place["$ref"].rsplit("/", 1)[1]]
-            return found if "properties" in found else None
+            name = place["$ref"].rsplit("/", 1)[1]
+            forms = [definitions[name], *definitions[name].get("anyOf", ())]  # its own form, not that of a plugin
+            return next((form for form in forms if "properties" in form and form.get("title") == name), None)
     return None
 
 

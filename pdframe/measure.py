@@ -62,15 +62,18 @@ def frozen_measurement(dataset: Dataset, name: str) -> Path:
 
 
 def obtain(
-    wanted: Wanted, dataset: Dataset, name: str, operator: ForwardOperator, noise: Noise, *, kept: Path
+    wanted: Wanted, dataset: Dataset, name: str, operator: ForwardOperator, noise: Noise, *, kept: Path, key: str = ""
 ) -> Measurement:
-    """The frozen measurement that is wanted; else the one in the file `kept`; else a new one, which is then kept."""
+    """The frozen measurement that is wanted; else the one in the file `kept`; else a new one, which is then kept.
+
+    key: as in `simulate`.
+    """
     if wanted.frozen:
         path = wanted.frozen if isinstance(wanted.frozen, Path) else frozen_measurement(dataset, wanted.frozen)
         return load(path, operator, noise, item=name)
     if not kept.is_file():
         options = {"on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
-        save(simulate(dataset, name, operator, noise, seed=wanted.seed, **options), kept)
+        save(simulate(dataset, name, operator, noise, seed=wanted.seed, key=key, **options), kept)
     return load(kept, operator, noise)
 
 
@@ -81,6 +84,7 @@ def simulate(
     noise: Noise,
     *,
     seed: int = 0,
+    key: str = "",
     on: Literal["native", "grid"] = "native",
     oversampling: int = 1,
 ) -> Measurement:
@@ -88,10 +92,11 @@ def simulate(
 
     on: "native" projects what the dataset knows best: a closed form, else its native grid; "grid" the volume that
     is to be found (an inverse crime, and the record says so). oversampling: detector samples per pixel and axis,
-    whose intensities are averaged. The noise stream is keyed by `seed` and shared with nothing.
+    whose intensities are averaged. The noise stream is keyed by `seed` and shared with nothing; with a `key` that
+    solvers do not know, none can draw the same noise by the seed and take it off.
     """
     clean, origin = _clean(dataset, name, operator, on, oversampling)
-    y = noise.sample(clean, rng=generator(seed, "noise")).float()
+    y = noise.sample(clean, rng=generator(seed, "noise", *([key] if key else []))).float()
     record = {
         "item": name,
         **origin,

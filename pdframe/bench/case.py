@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from pdframe import machine, measure, runfolder
-from pdframe.bench.config import Base, Bench, CasePlan, bench_sha256
+from pdframe.bench.config import Base, Bench, CasePlan, bench_sha256, folder_of
 from pdframe.bench.rows import whole
+from pdframe.config import table_sha256
 from pdframe.core.grid import Grid
 from pdframe.core.noise import Noise, NoNoise
 from pdframe.core.problem import Item, Problem, quick_form
@@ -66,10 +67,12 @@ def freeze(bench: Bench, plan: CasePlan, folder: Path) -> None:
     operator, noise = base.operator.build(grid=item.grid), _noise(base)
     wanted = base.measurement.model_copy(update={"seed": plan.seed})
     kept = home / runfolder.MEASUREMENT
-    measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept)
+    key = table_sha256(scan.dataset.table("python"), folder_of(bench))  # a worker knows the seed, but not the scan
+    measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept, key=key)
     if not kept.is_file():  # it was frozen elsewhere
         measure.save(measured, kept)
     truth = _write_truth(item, plan, folder)
+    _refuse_both_splits(truth, plan, folder)
     record = {
         **asdict(plan),
         "bench_sha256": bench_sha256(bench),
@@ -131,6 +134,17 @@ def _write_truth(item: Item, plan: CasePlan, folder: Path) -> str:
                 break
     runfolder.write(path, data)
     return sha256
+
+
+def _refuse_both_splits(truth_sha256: str, plan: CasePlan, folder: Path) -> None:
+    """ConfigError if the volume was frozen for the other split too, under whatever name."""
+    for known in whole(folder / CASES, f"*/{CASE}"):
+        other = json.loads(known.read_text())
+        if other["truth_sha256"] == truth_sha256 and other["split"] != plan.split:
+            raise ConfigError(
+                f"scan {plan.scan!r} ({plan.split}) is the same volume as {other['scan']!r} ({other['split']}): "
+                "tune on another scan"
+            )
 
 
 def _read_truth(record: dict[str, Any], grid: Grid, folder: Path) -> Item:

@@ -32,7 +32,7 @@ from pdframe.part import Part, PartOf
 
 Split = Literal["validation", "test"]
 #: Keys of a [[method]] that are not its solver's.
-METHOD_KEYS = ("samples", "trials", "search", "for", "solver")
+METHOD_KEYS = ("samples", "search", "for", "solver")
 
 
 class Base(Config):
@@ -78,7 +78,6 @@ class Method(Config):
     """A solver's table with a label, and how it is sampled and tuned. Keys of the solver stand beside these."""
 
     samples: int = Field(1, ge=1, description="independent posterior samples")
-    trials: int | None = Field(None, ge=1, description="trials of tuning, instead of those of [tuning]")
     search: dict[str, tuple[Any, ...] | Range] = Field(
         {}, description="what tuning may choose: setting (dotted inside tables) -> list of values, or {low, high, log}"
     )
@@ -317,10 +316,11 @@ def folder_of(bench: Bench) -> Path:
 
 
 def _volume(scan: Scan) -> str:
-    """The same for two scans that are one volume, on whatever grid."""
-    table = scan.dataset.table()
+    """The same for two scans that are one volume, on whatever grid, by whatever path."""
+    table = scan.dataset.table("python")
     grid = ("shape", "spacing_mm")
-    return json.dumps([{key: value for key, value in table.items() if key not in grid}, scan.item], sort_keys=True)
+    told = {key: value for key, value in table.items() if key not in grid}
+    return json.dumps([told, scan.item], sort_keys=True, default=os.path.realpath)
 
 
 def lacking(part: Part) -> str:

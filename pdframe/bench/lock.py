@@ -7,6 +7,7 @@ bench, each method's table with the rules of tuning, and the search log.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], str] | None:
         return None
     first, *_ = locks
     methods: dict[str, Any] = {}
+    searched = {label for folder in locks for label in _searched(folder)}
+    for folder in folders:
+        if folder not in locks and (loose := _tested(folder) & searched):
+            raise ConfigError(
+                f"{folder}: has rows of {', '.join(sorted(loose))} that were not tuned as in {first}: "
+                "they do not compare"
+            )
     for folder, lock in locks.items():
         if any(lock[key] != locks[first][key] for key in ("bench_sha256", "tuning", "cases")):
             raise ConfigError(f"{folder}: was tuned by other rules than {first}: their rows do not compare")
@@ -92,6 +100,11 @@ def tuned(bench: Bench, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """
     nothing = {m.label: {p.label: {} for p in bench.problem} for m in bench.method}
     if bench.tuning is None:
+        if (folder / TUNING / LOG).is_file():
+            raise ConfigError(
+                f"{folder}: was tuned, or tuning began there, and the bench has no [tuning] now: put it back, "
+                "or choose another folder (--out)"
+            )
         return nothing
     lock = read_lock(bench, folder)
     if lock is None:
@@ -133,6 +146,16 @@ def as_written(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
         choices = method.search[key]
         found[key] = value if isinstance(choices, Range) else choices[choices.index(value)]
     return found
+
+
+def _tested(folder: Path) -> set[str]:
+    """Labels of the methods that have a row of the test split."""
+    return {row["method"] for row in read_row_files(folder) if row["split"] == "test"}
+
+
+def _searched(folder: Path) -> set[str]:
+    """Labels of the methods that had trials."""
+    return {json.loads(line)["method"] for line in (folder / TUNING / LOG).read_text().splitlines()}
 
 
 def refuse_after_test(folder: Path) -> None:

@@ -128,7 +128,7 @@ def _round(bench: Bench, rules: Tuning, log: Sequence[Line]) -> list[Candidate]:
 
 def _next(rules: Tuning, method: Method, problem: str, log: Sequence[Line]) -> Candidate | None:
     before = _of(log, method, problem)
-    if before and (_effort_is_spent(rules, method, before) or _cannot_run(before[-1])):
+    if before and (_effort_is_spent(rules, before) or _cannot_run(before[-1])):
         return None
     sign = 1.0 if rules.goal == "highest" else -1.0
     trials = [Trial(line["settings"], None if line["score"] is None else sign * line["score"]) for line in before]
@@ -137,10 +137,10 @@ def _next(rules: Tuning, method: Method, problem: str, log: Sequence[Line]) -> C
     return None if settings is None else Candidate(method, problem, len(before), settings)
 
 
-def _effort_is_spent(rules: Tuning, method: Method, before: Sequence[Line]) -> bool:
+def _effort_is_spent(rules: Tuning, before: Sequence[Line]) -> bool:
     if rules.seconds is not None:
         return sum(line["seconds"] for line in before) >= rules.seconds
-    return len(before) >= (method.trials or rules.trials or 1)
+    return len(before) >= (rules.trials or 1)
 
 
 def _cannot_run(line: Line) -> bool:

@@ -33,7 +33,7 @@ def table(**more: Any) -> dict[str, Any]:
 
 
 def locked(folder: Path, bench: Bench) -> dict[str, Any]:
-    runfolder.write(folder / TUNING / LOG, '{"trial": 0}\n')
+    runfolder.write(folder / TUNING / LOG, "".join(f'{{"method": "{m.label}"}}\n' for m in bench.method if m.search))
     nothing = {problem: {"settings": {}} for problem in CHOSEN}
     return write_lock(bench, folder, {m.label: CHOSEN if m.search else nothing for m in bench.method})
 
@@ -49,6 +49,16 @@ def test_the_test_split_stays_closed_until_tuning_has_ended(tmp_path):
 def test_a_bench_without_tuning_needs_no_lock(tmp_path):
     plain = {key: value for key, value in table().items() if key != "tuning"}
     assert tuned(load_bench(plain), tmp_path) == {m: {"few": {}, "many": {}} for m in ("TV", "FDK")}
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["half-way", "ended"])
+def test_tuning_cannot_be_left_out_once_it_began(tmp_path, closed):
+    """`--set tuning.trials=0` would open the test split, or run it with settings of one's own."""
+    locked(tmp_path, load_bench(table()))
+    if not closed:
+        (tmp_path / TUNING / LOCK).unlink()
+    with pytest.raises(ConfigError, match=r"tuning began there, and the bench has no \[tuning\] now"):
+        tuned(load_bench(table(), ["tuning.trials=0"]), tmp_path)
 
 
 def test_the_lock_names_its_cases_and_reads_back(tmp_path):
@@ -127,3 +137,14 @@ def test_what_is_joined_was_not_edited_and_has_ended(tmp_path):
     (whole / TUNING / LOG).write_text('{"trial": 1}\n')
     with pytest.raises(ConfigError, match="not the log that the lock was made from"):
         joined([whole])
+
+
+def test_rows_that_were_not_tuned_do_not_join_those_that_were(tmp_path):
+    whole, loose = tmp_path / "whole", tmp_path / "loose"
+    locked(whole, load_bench(table()))
+    row = {"case": "few--b--s0", "method": "FDK", "split": "test", "status": "finished", "rows": []}
+    runfolder.write_json(loose / "rows" / "few--b--s0" / "fdk" / "row.json", row)
+    assert joined([whole, loose])[0]["methods"].keys() == {"TV", "FDK"}  # FDK has nothing to tune
+    runfolder.write_json(loose / "rows" / "few--b--s0" / "tv" / "row.json", row | {"method": "TV"})
+    with pytest.raises(ConfigError, match="has rows of TV that were not tuned as in"):
+        joined([whole, loose])

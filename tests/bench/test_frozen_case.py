@@ -1,0 +1,67 @@
+"""Freezing of cases: whose volume may be in which split, and what noise lies on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pdframe import build
+from pdframe.bench.case import freeze, open_case
+from pdframe.bench.config import Bench, load_bench
+from pdframe.core.noise import GaussianNoise
+from pdframe.core.seeds import generator
+from pdframe.mistakes import ConfigError
+
+PHANTOM = {"name": "phantom", "shape": [6, 8, 10], "spacing_mm": [40.0, 30.0, 24.0]}
+SCAN = Path(__file__).parents[1] / "data" / "made_ras_plain.nii.gz"
+
+
+GAUSSIAN, NONE = {"name": "gaussian", "deviation": 0.3}, {"name": "none"}
+
+
+def bench_of(*scans: dict[str, Any], noise: dict[str, Any] = GAUSSIAN) -> Bench:
+    """FDK on the last of the scans; the others are to tune on."""
+    base = {"operator": {"name": "cone_beam", "views": 4}, "noise": noise, "metrics": {"name": "ct"}}
+    named = [
+        {"label": f"scan {i}", "split": "validation" if i + 1 < len(scans) else "test", "dataset": scan}
+        for i, scan in enumerate(scans)
+    ]
+    return load_bench({"base": base, "scan": named, "method": [{"name": "fdk"}]})
+
+
+def nifti(path: Path) -> dict[str, Any]:
+    return {"name": "nifti", "path": str(path)}
+
+
+def test_one_file_by_two_paths_is_one_volume():
+    round_about = SCAN.parent / ".." / "data" / SCAN.name
+    with pytest.raises(ConfigError, match="is the same volume as 'scan 1' of the test split"):
+        bench_of(nifti(SCAN), nifti(round_about))
+
+
+def test_a_copy_of_a_file_is_refused_when_it_is_frozen(tmp_path):
+    copy = shutil.copy(SCAN, tmp_path / "copy.nii.gz")
+    bench = bench_of(nifti(SCAN), nifti(copy))
+    (tuning,), (test,) = bench.cases("validation"), bench.cases("test")
+    freeze(bench, tuning, tmp_path / "bench")
+    with pytest.raises(ConfigError, match=r"'scan 1' \(test\) is the same volume as 'scan 0' \(validation\)"):
+        freeze(bench, test, tmp_path / "bench")
+
+
+def test_a_solver_cannot_draw_the_noise_again_by_the_seed_that_it_is_given(tmp_path):
+    """Solvers know seed and noise model; were the noise keyed by these alone, A x would be y less that draw."""
+    y = {}
+    for noise in (GAUSSIAN, NONE):
+        bench = bench_of(PHANTOM, noise=noise)
+        (plan,) = bench.cases("test")
+        freeze(bench, plan, tmp_path / noise["name"])
+        y[noise["name"]] = open_case(bench, plan, tmp_path / noise["name"]).y
+    drawn, model = y["gaussian"] - y["none"], build("noise", "gaussian", deviation=0.3)
+    assert isinstance(model, GaussianNoise)
+    guessed = model.sample(torch.zeros_like(drawn), rng=generator(plan.seed, "noise"))
+    assert float(drawn.std()) == pytest.approx(float(guessed.std()), rel=0.1)
+    assert abs(float((drawn * guessed).mean())) < 0.1 * float(drawn.std() * guessed.std())
