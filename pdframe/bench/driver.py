@@ -6,10 +6,11 @@ A row appears whole or not at all. Metrics are computed here and nowhere else: a
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -225,17 +226,25 @@ def _judged(outcome: Outcome, solutions: Sequence[Solution], judge: Judge) -> di
         return {"rows": [], "curve": [], "calibration": None}
     estimates = judge.estimates(solutions)
     names = ["sample", f"mean of {len(solutions)}"]
-    rows = [{"estimate": name, **estimate} for name, estimate in zip(names, estimates, strict=False)]
+    rows = [
+        {"estimate": name, **estimate, "metrics": _finite(estimate["metrics"])}
+        for name, estimate in zip(names, estimates, strict=False)
+    ]
     quick, curve = follower(judge), []
     for point in outcome.points:
         spent = {key: getattr(point.usage, key) for key in ("seconds", "network_flops", "network_voxels", "view_calls")}
-        curve.append({"step": point.step, **spent, **quick.metrics(point.x.to(judge.item.x))})
+        curve.append({"step": point.step, **spent, **_finite(quick.metrics(point.x.to(judge.item.x)))})
     calibration = None
     if len(solutions) > 1:
         body = judge.item.masks.get("body")
         samples = torch.stack([s.x for s in solutions])
         calibration = calibrate(samples, judge.item.x, body if body is not None and bool(body.any()) else None)
     return {"rows": rows, "curve": curve, "calibration": calibration}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that have a value: the PSNR of an exact answer has none, and no mean could be taken with it."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _sweep(rows: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import tomli_w
 
 from pdframe import registry, runfolder
-from pdframe.bench.config import Bench, CasePlan, Method, Split, bench_sha256
+from pdframe.bench.config import Bench, CasePlan, Method, Split, bench_sha256, folder_of
 from pdframe.bench.driver import Driver, RowPlan, freeze_cases
 from pdframe.bench.lock import trials_spent, tuned
 from pdframe.bench.rows import BENCH
@@ -60,19 +61,19 @@ def run_bench(
             raise ConfigError("no row is asked for: is there a scan of the test split, and does --only match one?")
         part = alone(bench.executor) if timing else bench.executor
         registry.require(part.entry)
-        command = _command(bench, variant, overrides, out_dir)
+        command = _command(bench, variant, overrides, timing, out_dir)
         options = {"timing": timing, "retry": retry, "command": command, "progress": progress}
         ran = Driver(bench, folder, part.build(), **options).run(asked)
         progress.say(f"{ran} rows run" if ran else f"all {len(asked)} rows were done before: nothing to do")
     return BenchResult(folder, ran, len(asked))
 
 
-def _command(bench: Bench, variant: str, overrides: Sequence[str], out_dir: Path | None) -> str:
+def _command(bench: Bench, variant: str, overrides: Sequence[str], timing: bool, out_dir: Path | None) -> str:
     """What runs rows of this bench, as it is typed in the folder of the TOML."""
     options = [f"--{variant}"] if variant else []
     options += [word for text in overrides for word in ("--set", text)]
-    if out_dir is not None:
-        options += ["--out", out_dir.name if out_dir.is_absolute() else str(out_dir)]
+    options += ["--timing"] if timing else []
+    options += ["--out", os.path.relpath(out_dir, folder_of(bench))] if out_dir is not None else []
     return shlex.join(["pdframe", "bench", "run", bench.source.name if bench.source else "BENCH.toml", *options])
 
 

@@ -51,9 +51,10 @@ class Told:
 
     @property
     def window_hu(self) -> tuple[float, float]:
-        """The window that the bench judges in."""
-        base = self.settings.get("base") or {}
-        low, high = (base.get("metrics") or {}).get("window_hu", (METRIC.low_hu, METRIC.high_hu))
+        """The window that the bench judges in; that of its first problem."""
+        first, *_ = self.settings.get("problem") or [{}]
+        metrics = first.get("set", {}).get("metrics") or {}
+        low, high = metrics.get("window_hu", (METRIC.low_hu, METRIC.high_hu))
         return float(low), float(high)
 
 

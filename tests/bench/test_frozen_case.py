@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ import torch
 from pdframe import build
 from pdframe.bench.case import freeze, open_case
 from pdframe.bench.config import Bench, load_bench
+from pdframe.bench.driver import _judged
+from pdframe.bench.job import Outcome, Point
+from pdframe.core.budget import Usage
 from pdframe.core.noise import GaussianNoise
 from pdframe.core.seeds import generator
+from pdframe.core.solve import Solution, Status
 from pdframe.mistakes import ConfigError
 
 PHANTOM = {"name": "phantom", "shape": [6, 8, 10], "spacing_mm": [40.0, 30.0, 24.0]}
@@ -65,3 +70,16 @@ def test_a_solver_cannot_draw_the_noise_again_by_the_seed_that_it_is_given(tmp_p
     guessed = model.sample(torch.zeros_like(drawn), rng=generator(plan.seed, "noise"))
     assert float(drawn.std()) == pytest.approx(float(guessed.std()), rel=0.1)
     assert abs(float((drawn * guessed).mean())) < 0.1 * float(drawn.std() * guessed.std())
+
+
+def test_an_exact_answer_has_no_psnr_rather_than_an_infinite_one(tmp_path):
+    """No mean could be taken with it, and one row would cost the others their table."""
+    bench = bench_of(PHANTOM)
+    (plan,) = bench.cases("test")
+    freeze(bench, plan, tmp_path)
+    judge = open_case(bench, plan, tmp_path).judge("cpu")
+    exact = Solution(judge.item.x, Status.finished, Usage(), ())
+    told = _judged(Outcome("finished", "", points=(Point(1, Usage(), judge.item.x),)), [exact], judge)
+    (row,) = told["rows"]
+    assert row["metrics"]["rmse_hu"] == 0 and "psnr_db" not in row["metrics"]
+    assert all(math.isfinite(value) for value in (*row["metrics"].values(), *told["curve"][0].values()))

@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[dict[str, Any], float, float, float, float, int, int]] 
 }  # fmt: skip
 PROBLEMS = {"8 views": (8, 1.9), "20 views": (20, 1.0)}
 SAMPLED = "patch3d + DDS"
-WINDOW = (-1000, 1000)
+WINDOW = (-900, 950)
 
 
 def write_demo(folder: Path, *, items=None, scans=2, seeds=(0, 1), samples=4, methods=METHODS) -> Path:
@@ -66,15 +66,14 @@ def hounsfield(x: Tensor) -> Tensor:
 
 
 def _settings(methods: dict[str, Any], scans: int, seeds: tuple[int, ...]) -> dict[str, Any]:
+    shared = {"noise": {"name": "photon", "photons": 1e5}, "metrics": {"name": "ct", "window_hu": list(WINDOW)}}
     return {
         "title": "Sparse views, a demonstration",
         "seeds": list(seeds),
-        "base": {
-            "operator": {"name": "cone_beam", "views": 20},
-            "noise": {"name": "photon", "photons": 1e5},
-            "metrics": {"name": "ct", "window_hu": list(WINDOW)},
-        },
-        "problem": [{"label": label, "set": {"operator": {"views": views}}} for label, (views, _) in PROBLEMS.items()],
+        "problem": [
+            {"label": label, "set": {"operator": {"name": "cone_beam", "views": views}, **shared}}
+            for label, (views, _) in PROBLEMS.items()
+        ],
         "scan": [
             {"label": f"patient {i + 1}", "split": "test", "dataset": {"name": "phantom"}, "item": "shepp_logan"}
             for i in range(scans)

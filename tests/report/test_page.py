@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from demo import METHODS, PROBLEMS, hounsfield
+from demo import METHODS, PROBLEMS, WINDOW, hounsfield
 
 from pdframe.bench.rows import read_rows
 from pdframe.cite import references
@@ -207,7 +207,7 @@ def test_the_same_folder_gives_the_same_page(demo_folder, page, tmp_path):
 def test_volumes_in_the_page_are_those_of_the_folder(demo_folder, page):
     told = data_of(page)["viewer"]
     case = told["cases"][-1]
-    assert (len(told["cases"]), case["step_hu"], case["shape"], told["window"]) == (8, 1, [16, 20, 24], [-1000, 1000])
+    assert (len(told["cases"]), case["step_hu"], case["shape"], told["window"]) == (8, 1, [16, 20, 24], [*WINDOW])
     assert case["spacing_mm"] == pytest.approx([20, 16, 13])
     method = next(m for m in case["methods"] if m["label"] == "TV")
     (packed,) = re.findall(rf'<script type="text/plain" id="{method["volume"]}">(.*?)</script>', page)

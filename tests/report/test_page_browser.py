@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo import METHODS, PROBLEMS, hounsfield
+from demo import METHODS, PROBLEMS, WINDOW, hounsfield
 from safetensors.torch import load_file
 
 from pdframe.bench.rows import read_rows
@@ -156,7 +156,7 @@ def diverging(error, span):
     return np.floor(colour + 0.5)
 
 
-def shows(opened, volumes, method, axis, k, window=(-1000, 1000), span=200):
+def shows(opened, volumes, method, axis, k, window=WINDOW, span=200):
     truth, found = cut(volumes[0], axis, k), cut(volumes[1][method], axis, k)
     assert np.array_equal(opened.pixels("truth"), grey(truth, *window))
     assert np.array_equal(opened.pixels("found"), grey(found, *window))
@@ -232,7 +232,7 @@ def test_windows_switch_by_preset_and_by_number(opened, volumes):
     opened.part("span").select_option("50")
     assert shows(opened, volumes, "patch3d + DDS", 0, 8, (-50, 250), 50)
     opened.press("protocol")
-    assert shows(opened, volumes, "patch3d + DDS", 0, 8, (-1000, 1000), 50)
+    assert shows(opened, volumes, "patch3d + DDS", 0, 8, WINDOW, 50)
 
 
 def test_one_cursor_reads_all_three_volumes(opened, volumes):
@@ -254,7 +254,7 @@ def test_another_case_shows_its_own_volumes(opened, demo_folder):
     opened.part("case").select_option(label=wanted)
     truth = hounsfield(load_file(demo_folder / "truth" / "20-views-patient-2-1.safetensors")["x"]).numpy()
     opened.settled(volumes=5)
-    assert np.array_equal(opened.pixels("truth"), grey(cut(truth, 0, 8), -1000, 1000))
+    assert np.array_equal(opened.pixels("truth"), grey(cut(truth, 0, 8), *WINDOW))
 
 
 def test_fronts_name_their_methods(opened):
