@@ -30,10 +30,10 @@ from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class DiffPIRConfig(LadderConfig):
-    """Settings of `diffpir`. `strength`, 1, is the paper's; `zeta` the paper tunes by task, between 0.1 and 1. Noise
-    levels are in units of the prior's standard deviation of one voxel."""
+    """Settings of `diffpir`. `steps`, `strength` and `zeta` are the paper's (`zeta` that of its deblurring; it tunes it by
+    task, up to 1). Noise levels are in units of the prior's standard deviation of one voxel."""
 
-    steps: Steps = 30
+    steps: Steps = 100
     sigma_max: SigmaMax = 10.0
     sigma_min: SigmaMin = 0.02
     start: Start = "noise"
@@ -41,7 +41,7 @@ class DiffPIRConfig(LadderConfig):
         1.0, ge=0, description="The paper's lambda: pull towards the denoised volume, in 1/sigma^2."
     )
     zeta: float = Field(
-        0.3, ge=0, le=1, description="Share of fresh noise, in variance, in the step to the next level."
+        0.1, ge=0, le=1, description="Share of fresh noise, in variance, in the step to the next level."
     )
     cg: int = Field(10, ge=0, description="Most conjugate-gradient steps in one data step.")
     weighting: Weighting = "statistical"
