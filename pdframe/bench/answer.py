@@ -1,6 +1,7 @@
 """What a worker does with its job: build, guard, solve, and answer whatever happens.
 
 There is no truth here, no dataset and no path of the bench: a method sees the measurement, the operator and settings.
+Whoever asks for a dataset all the same gets none, and the row fails, even if the error is swallowed.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 
 import torch
 
-from pdframe import machine, runfolder, solutions
+from pdframe import machine, registry, runfolder, solutions
 from pdframe.bench.guard import Guard
 from pdframe.bench.job import Job, Outcome, Point
 from pdframe.core.budget import Budget, Usage
 from pdframe.core.checkpoint import fingerprint
 from pdframe.core.memory import is_refused, own_bytes
 from pdframe.core.noise import NoNoise
-from pdframe.core.problem import Problem
+from pdframe.core.problem import Dataset, Problem
 from pdframe.core.solve import Solution, Status
 from pdframe.core.solver import Leg, Progress
 from pdframe.hooks import BackendMissing
@@ -32,6 +33,15 @@ from pdframe.part import PartOf
 def answer(job: Job, folder: Path) -> Outcome:
     """The outcome of a job, whatever it does in Python; `folder` keeps what a second attempt can go on from."""
     facts = {**machine.facts(), "load_at_start": _load()}
+    with _without_datasets() as asked:
+        outcome = _attempted(job, folder, facts)
+    if not asked:
+        return outcome
+    offence = f"asked for a dataset ({', '.join(dict.fromkeys(asked))}), which may hold the truth"
+    return Outcome("unfair", f"{offence}; {outcome.reason}" if outcome.status == "unfair" else offence, machine=facts)
+
+
+def _attempted(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
     try:
         with _memory_limit(job):
             return _solved(job, folder, facts)
@@ -81,6 +91,21 @@ def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
         return Outcome("unfair", offence, machine=facts)
     sha256 = fingerprint(prior) if prior is not None else ""
     return _outcome(found, keep.points(found[0]), prior_sha256=sha256, machine=facts)
+
+
+@contextmanager
+def _without_datasets() -> Iterator[list[str]]:
+    """Until the block ends no dataset can be made, by its name, its settings or its class; yields those asked for."""
+    # It stays there, and lets everything through when the block has ended: Python cannot take `__new__` back.
+    Dataset.__new__ = _unless_refused  # type: ignore[method-assign, assignment]
+    with registry.refusing("dataset", "a row is solved without the truth, which a dataset may hold") as asked:
+        yield asked
+
+
+def _unless_refused(kind: type[Dataset], *_: Any, **__: Any) -> Dataset:
+    """`Dataset.__new__`: whatever way a dataset is made, it comes through here."""
+    registry.check_allowed("dataset", kind.__name__)
+    return object.__new__(kind)
 
 
 def forget_other_attempts(folder: Path, made_with: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -11,14 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pdframe
 from pdframe.bench.executor import Failure
 from pdframe.lock import FolderBusy, only_one
 
-JOB, OUTCOME, LOG = "job.safetensors", "outcome.safetensors", "log.txt"
+JOB, OUTCOME, LOG, FILES = "job.safetensors", "outcome.safetensors", "log.txt", "files"
 #: Variables that would tell a worker where the bench was started or where the data are.
 HIDDEN = ("PWD", "OLDPWD", "_", "PDFRAME_DATA")
 WEEK_S = 7 * 24 * 3600.0
@@ -27,7 +30,8 @@ WEEK_S = 7 * 24 * 3600.0
 class WorkerProcess:
     """A job at work. Ask `result` until it is there; `stop` ends it at once, with whatever it started.
 
-    The folder is named after the job and outlives a kill, so that the same job, started again, goes on from its last
+    The folder has no neighbours, and in it is every file that the settings name: beside the originals may lie the
+    truth. It is named after the job and outlives a kill, so that the same job, started again, goes on from its last
     checkpoint; it is removed when the job ends by itself. The process ends when the one that started it does.
     environment: variables for this worker on top of ours.
     """
@@ -35,7 +39,8 @@ class WorkerProcess:
     def __init__(self, job: bytes, timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
         self.held = contextlib.ExitStack()
         self.folder = _private_folder(hashlib.sha256(job).hexdigest(), self.held)
-        (self.folder / JOB).write_bytes(job)
+        self.held.callback(shutil.rmtree, self.folder / FILES, ignore_errors=True)  # the next attempt has them anew
+        (self.folder / JOB).write_bytes(_with_files_at_hand(job, self.folder))
         (self.folder / OUTCOME).unlink(missing_ok=True)  # of an earlier attempt that was killed at its very end
         self.oom_kills = _oom_kills()
         self.timeout_s, self.deadline = timeout_s, time.monotonic() + timeout_s
@@ -57,13 +62,13 @@ class WorkerProcess:
             return None
         if code is None:
             self.stop()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear_up()
             return Failure("timeout", f"stopped at its limit of {self.timeout_s:g} s")
         outcome, lost = self.folder / OUTCOME, code in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9))
         found = outcome.read_bytes() if outcome.is_file() else self._explained(code, lost)
         self.stop()
         if not (lost and isinstance(found, Failure)):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear_up()
         return found
 
     def stop(self) -> None:
@@ -79,6 +84,9 @@ class WorkerProcess:
             self.process.stdin.close()
         self.process.wait()
         self.held.close()
+
+    def _clear_up(self) -> None:
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _explained(self, code: int, lost: bool) -> Failure:
         lines = (self.folder / LOG).read_text(errors="replace").split("\n")
@@ -112,20 +120,81 @@ def in_fresh_process(
 
 
 def _private_folder(name: str, held: contextlib.ExitStack) -> Path:
-    """A folder that only this user can read, outside of any bench; held against a second worker on the same job."""
+    """An only child, outside of any bench, in a folder that only this user can read; held against a second worker on
+    the same job. From its parent a method gets to no other job's files."""
     user = str(os.getuid()) if sys.platform != "win32" else os.environ.get("USERNAME", "user")
-    parent = Path(tempfile.gettempdir()) / f"pdframe-bench-{user}"
-    parent.mkdir(mode=0o700, exist_ok=True)
-    if sys.platform != "win32" and parent.stat().st_uid != os.getuid():
-        raise PermissionError(f"{parent} belongs to another user: set TMPDIR to a folder of your own")
-    for old in parent.iterdir():
-        if old.name != name[:32] and time.time() - old.stat().st_mtime > WEEK_S:
-            shutil.rmtree(old, ignore_errors=True)
+    temp, prefix = Path(tempfile.gettempdir()), f"pdframe-bench-{user}-"
+    home = temp / f"{prefix}{name[:32]}"
+    _sweep(temp, f"{prefix}*", home)
+    home.mkdir(mode=0o700, exist_ok=True)
+    if sys.platform != "win32" and home.lstat().st_uid != os.getuid():
+        raise PermissionError(f"{home} belongs to another user: set TMPDIR to a folder of your own")
     try:
-        held.enter_context(only_one(parent / name[:32]))
-        return parent / name[:32]
+        held.enter_context(only_one(home))
     except FolderBusy:
-        return Path(tempfile.mkdtemp(dir=parent))
+        home = Path(tempfile.mkdtemp(prefix=prefix, dir=temp))
+    (home / "row").mkdir(exist_ok=True)
+    return home / "row"
+
+
+def _sweep(temp: Path, pattern: str, home: Path) -> None:
+    """Removes what killed jobs left that nobody started again within a week."""
+    for old in temp.glob(pattern):
+        with contextlib.suppress(OSError):  # another bench removes it too
+            last = max(path.stat().st_mtime for path in (old, *old.iterdir()))
+            if old != home and time.time() - last > WEEK_S:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _with_files_at_hand(job: bytes, folder: Path) -> bytes:
+    """The job, its settings naming copies in `folder` of the files that they named.
+
+    The new names are relative, so that they are the same wherever the job runs. Only the head of the bytes is read.
+    """
+    shutil.rmtree(folder / FILES, ignore_errors=True)
+    end = 8 + int.from_bytes(job[:8], "little")
+    head = json.loads(job[8:end])
+    told = json.loads(head["__metadata__"]["pdframe_bench"])
+    numbers = itertools.count()
+    told |= {kind: _brought(told[kind], folder, numbers) for kind in ("solver", "operator", "noise")}
+    head["__metadata__"]["pdframe_bench"] = json.dumps(told, sort_keys=True)
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)  # what follows starts at a multiple of 8, as the format wants it
+    return len(text).to_bytes(8, "little") + text + job[end:]
+
+
+def _brought(settings: Any, folder: Path, numbers: Iterator[int]) -> Any:
+    """Settings, with each path in them brought into `folder` and named from there."""
+    if isinstance(settings, dict):
+        return {key: _brought(value, folder, numbers) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_brought(value, folder, numbers) for value in settings]
+    if not (isinstance(settings, str) and _is_a_path(settings, folder)):
+        return settings
+    copy = folder / FILES / str(next(numbers)) / Path(settings).name
+    copy.parent.mkdir(parents=True)
+    with contextlib.suppress(OSError):  # what is not there, or may not be read, is missing in the worker too
+        if os.path.isdir(settings):
+            shutil.copytree(settings, copy, copy_function=_link, ignore_dangling_symlinks=True)
+        else:
+            _link(settings, copy)
+    return copy.relative_to(folder).as_posix()
+
+
+def _is_a_path(text: str, folder: Path) -> bool:
+    """Of a file or folder, or of one that is missing from a folder; but not of a folder that `folder` itself is in."""
+    if not os.path.isabs(text) or os.path.realpath(text) in map(str, folder.resolve().parents):
+        return False
+    missing = not os.path.exists(text) and len(Path(text).parts) > 2 and os.path.isdir(os.path.dirname(text))
+    return os.path.isfile(text) or os.path.isdir(text) or missing
+
+
+def _link(source: str, to: str | Path) -> None:
+    """A hard link, which does not tell where the other name is; a copy where the file system allows none."""
+    try:
+        os.link(os.path.realpath(source), to)
+    except OSError:
+        shutil.copyfile(source, to)
 
 
 def _environment() -> dict[str, str]:

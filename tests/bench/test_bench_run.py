@@ -98,6 +98,8 @@ def test_a_row_says_what_was_done_and_what_it_cost(finished: Path):
 
 
 def test_a_row_is_what_the_same_solve_gives_here(finished: Path, make_bench: Make):
+    from pdframe.bench.config import folder_of
+    from pdframe.config import table_sha256
     from pdframe.core.seeds import generator
     from pdframe.core.solve import solve
 
@@ -105,7 +107,8 @@ def test_a_row_is_what_the_same_solve_gives_here(finished: Path, make_bench: Mak
     base, row = bench.problem_of("all"), read_rows(finished)[3]
     item = bench.scan[0].dataset.build().load("shepp_logan")
     operator, noise = base.operator.build(grid=item.grid), base.noise.build()
-    y = noise.sample(operator.forward(item.x), rng=generator(1, "noise"))
+    key = table_sha256(bench.scan[0].dataset.table("python"), folder_of(bench))
+    y = noise.sample(operator.forward(item.x), rng=generator(1, "noise", key))
     assert digest(y) == row["y_sha256"]
     solver = bench.method[1].part("all").build(operator=operator)
     solution = solve(Problem(operator, y, noise), solver, rng=generator(1, "sample", 0))
@@ -165,7 +168,6 @@ def test_cases_can_be_frozen_alone_and_are_the_same(finished: Path, make_bench: 
 
 UNRULY = {
     "fair": "finished",
-    "spy": "finished",
     "buffers": "unfair",
     "crash": "crashed",
     "quit": "crashed",
@@ -196,26 +198,12 @@ def test_what_one_method_does_hurts_no_other(make_bench: Make, tmp_path: Path, m
     assert rows["killed"]["reason"] == "killed from outside by SIGKILL"
     for row in rows.values():
         assert bool(row["metrics"]) == (row["status"] == "finished") and not row["timing"]
-    # The spy takes what explains the data, if there is any; and a worker that was killed half-way gives the same bits.
-    for like_fair in ("spy", "killed once"):
-        assert rows[like_fair]["metrics"] == rows["fair"]["metrics"]
+    # A worker that was killed half-way gives the same bits.
+    assert rows["killed once"]["metrics"] == rows["fair"]["metrics"]
     assert rows["killed once"]["usage"]["view_calls"] == rows["fair"]["usage"]["view_calls"] == 48
     # What was not the method's doing is tried again; what was is not.
     asked = run_bench(make_bench(**changes), out_dir=Path("bench"), only=["absent", "quit", "hang", "buffers"])
     assert (asked.ran, asked.rows) == (1, 4)
-
-
-def test_the_spy_finds_a_truth_where_there_is_one(finished: Path, make_bench: Make, monkeypatch: pytest.MonkeyPatch):
-    from bench_toys_parts import seen
-
-    bench = make_bench()
-    item = bench.scan[0].dataset.build().load("shepp_logan")
-    operator = bench.problem_of("all").operator.build(grid=item.grid)
-    problem = Problem(operator, operator.forward(item.x))
-    assert torch.equal(next(seen(problem)), item.x)
-    del item
-    monkeypatch.chdir(finished)
-    assert next(seen(problem), None) is not None  # in the folder truth/
 
 
 def command(toml: Path, folder: Path) -> subprocess.Popen[bytes]:
