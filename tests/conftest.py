@@ -1,10 +1,16 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and the rule for what a machine must not lack.
+
+PDFRAME_REQUIRE="ray odl browser": where it is set, a test that is skipped for want of one of these fails instead.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -13,6 +19,29 @@ from pdframe import registry
 from pdframe.core.grid import Grid
 from pdframe.core.seeds import generator
 from pdframe.ct.nifti import write_nifti
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _failed_if_required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _failed_if_required((yield))
+
+
+def _failed_if_required(report: Report) -> Report:
+    """A skip whose reason names something that is required is made a failure; any other report is left as it is."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        *_, reason = report.longrepr
+        wanted = os.environ.get("PDFRAME_REQUIRE", "").lower().split()
+        if named := set(wanted) & set(re.findall(r"[\w-]+", reason.lower())):
+            report.outcome = "failed"
+            report.longrepr = f"{reason} (PDFRAME_REQUIRE names {', '.join(sorted(named))})"
+    return report
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -292,3 +294,17 @@ def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(registry, "_importable", lambda name: name != "ray")
     with pytest.raises(registry.BackendMissing, match=r'pip install "pdframe\[ray\]"'):
         registry.build("executor", "ray")
+
+
+def test_where_ray_is_required_its_absence_is_no_skip(tmp_path):
+    """Nor that of what a whole file needs. tests/conftest.py sees to it."""
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
+    skips = {"ray": "def test_it():\n    pytest.skip('Ray is not installed')", "other": "pytest.importorskip('no_x')"}
+    skips |= {"odl": "pytest.skip('odl is not installed', allow_module_level=True)"}
+    for name, code in skips.items():
+        (tmp_path / f"test_{name}.py").write_text(f"import pytest\n{code}\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:odl_plugins", "--continue-on-collection-errors", "--color=no"]
+    environment = {**os.environ, "PDFRAME_REQUIRE": "odl ray"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert "1 failed, 1 skipped, 1 error" in done.stdout
+    assert "Ray is not installed (PDFRAME_REQUIRE names ray)" in done.stdout

@@ -1,6 +1,7 @@
 """The page in a real browser: it opens without a request, charts name their methods, the viewer shows the right voxels.
 
-Needs Chromium or Chrome. PDFRAME_CHROMIUM names one; PDFRAME_REQUIRE_BROWSER=1 makes its absence a failure.
+Needs Chromium or Chrome. PDFRAME_CHROMIUM names one; `browser` in PDFRAME_REQUIRE makes its absence a failure.
+Pictures of the page are left in the folder PDFRAME_ARTEFACTS.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import copy
 import os
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from demo import METHODS, PROBLEMS, WINDOW, hounsfield
+from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from pdframe.bench.rows import read_rows
@@ -30,15 +33,15 @@ RDBU = np.array([[5, 48, 97], [33, 102, 172], [67, 147, 195], [146, 197, 222], [
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium or Chrome, headless. Without one the test is skipped, or fails if PDFRAME_REQUIRE_BROWSER=1."""
+    """Chromium or Chrome, headless."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _without("playwright is not installed: pip install playwright")
+        pytest.skip("no browser: playwright is not installed (pip install playwright)")
     with sync_playwright() as playwright:
         path = _executable(playwright)
         if path is None:
-            _without("no Chromium or Chrome was found; PDFRAME_CHROMIUM may name one")
+            pytest.skip("no browser: neither Chromium nor Chrome was found; PDFRAME_CHROMIUM may name one")
         flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         opened = playwright.chromium.launch(executable_path=path, args=flags, timeout=PATIENCE_MS)
         yield opened
@@ -49,12 +52,6 @@ def _executable(playwright):
     managed = playwright.chromium.executable_path
     wanted = [os.environ.get("PDFRAME_CHROMIUM", ""), *(shutil.which(name) or "" for name in NAMES), managed]
     return next((path for path in wanted if path and Path(path).is_file()), None)
-
-
-def _without(reason):
-    if os.environ.get("PDFRAME_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"{reason} (PDFRAME_REQUIRE_BROWSER=1)", pytrace=False)
-    pytest.skip(reason)
 
 
 class Opened:
@@ -103,6 +100,14 @@ class Opened:
 
     def press(self, name):
         self.page.get_by_role("button", name=name, exact=True).click()
+
+
+@pytest.fixture
+def artefacts(tmp_path):
+    """Where pictures go that a person may look at."""
+    folder = Path(os.environ.get("PDFRAME_ARTEFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +305,24 @@ def test_commands_settings_and_citations_can_be_copied(browser, report):
     assert button.inner_text() in ("copied", "selected, press Ctrl+C")
     taken = "getSelection().toString()" if button.inner_text() != "copied" else "navigator.clipboard.readText()"
     assert "@inproceedings{chung2024decomposed," in opened.page.evaluate(taken)
+    opened.context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_the_screen_shows_what_the_canvases_hold(browser, report, artefacts, width, scheme):
+    options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "reduced_motion": "reduce"}
+    opened, name = Opened(browser, report, **options), f"report-{width}-{scheme}"
+    opened.page.screenshot(path=artefacts / f"{name}-top.png")
+    opened.page.get_by_role("link", name="Slices").click()
+    opened.page.screenshot(path=artefacts / f"{name}-viewer.png")
+    opened.page.evaluate("document.querySelectorAll('.frame :not(canvas)').forEach((e) => (e.style.display = 'none'))")
+    for part in ("truth", "found", "error"):
+        shown = opened.part(part).locator("canvas").screenshot(path=artefacts / f"{name}-{part}.png")
+        held, shown = opened.pixels(part), (255 * imread(BytesIO(shown))[..., :3]).round()
+        rows, columns = (
+            ((np.arange(held.shape[i]) + 0.5) * shown.shape[i] / held.shape[i]).astype(int) for i in (0, 1)
+        )
+        assert np.array_equal(shown[np.ix_(rows, columns)], held), part
     opened.context.close()
 
 
