@@ -162,7 +162,7 @@ class Bench(FromFile):
     """Many methods on the same frozen measurements."""
 
     title: str = ""
-    device: str = Field("auto", description='"auto", "cpu", "cuda"...')
+    device: str = Field("auto", description='"auto", "cpu", "cuda"...; which of several GPUs, the executor decides')
     base: dict[str, Any] = Field({}, description="what all problems share: operator, noise, measurement, metrics")
     problem: tuple[Problem, ...] = Field((Problem(),), min_length=1, description="default: one, [base] as it is")
     scan: tuple[Scan, ...] = Field(min_length=1, description="the truths, apart for tuning and for testing")
@@ -208,6 +208,17 @@ class Bench(FromFile):
     @classmethod
     def _no_trials_is_no_tuning(cls, tuning: Tuning | None) -> Tuning | None:
         return None if tuning is not None and tuning.trials == 0 else tuning
+
+    @field_validator("device")
+    @classmethod
+    def _no_gpu_by_its_number(cls, device: str) -> str:
+        kind, _, number = device.partition(":")
+        if number:
+            raise ValueError(
+                f'each worker is given a GPU of its own: write "{kind}", and choose GPUs by the environment variable '
+                "CUDA_VISIBLE_DEVICES"
+            )
+        return device
 
     @model_validator(mode="after")
     def _names_are_different(self) -> Bench:

@@ -131,6 +131,7 @@ def test_its_hash_is_of_what_makes_rows_comparable(make_bench: Make):
         ("scna=[]", "scna: unknown key; did you mean `scan`?"),
         ("tuning.metric=ssim", "tuning: needs either trials or seconds"),
         ("executor.name=loacl", "no executor is called 'loacl'; did you mean `local`?"),
+        ("device=cuda:1", 'each worker is given a GPU of its own: write "cuda"'),
         ("budget.seconds=0", "budget.seconds: should be greater than 0"),
     ],
 )
