@@ -79,14 +79,18 @@ def test_the_draws_are_the_same_however_the_batch_is_split(name, two_scans):
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-4, atol=0)
 
 
-def test_every_training_that_ships_reads_the_same_scans():
+def test_trainings_that_are_compared_have_the_same_scans_and_compute():
     folder = Path(__file__).parents[2] / "benchmarks" / "quality"
-    tasks = [load_training(folder / f"train_{name}.toml", ["data.root=anywhere"]).task for name in ("patch3d", *TASKS)]
-    assert [task.name for task in tasks] == ["patch3d", *TASKS]
-    lists = {
-        (task.settings.seed, tuple(task.settings.data.scans), tuple(task.settings.data.validation)) for task in tasks
-    }
-    assert len(lists) == 1 and len(tasks[0].settings.data.scans) > 10
+    sizes = {"": ("patch3d", "slice2d", "blend3"), "small_": ("patch3d", "slice2d", "volume3d")}
+    lists = set()
+    for size, names in sizes.items():
+        read = [load_training(folder / f"train_{size}{name}.toml", ["data.root=anywhere"]).task for name in names]
+        told = [task.settings for task in read]
+        assert tuple(task.name for task in read) == names
+        assert len({each.compute for each in told}) == 1, "priors that are compared have the same compute"
+        lists |= {(each.seed, tuple(each.data.scans), tuple(each.data.validation)) for each in told}
+    ((_, scans, _),) = lists
+    assert len(scans) > 10
 
 
 def test_a_training_on_fewer_scans_takes_those_of_the_largest_weight_and_its_card_names_no_other(two_scans):
