@@ -57,6 +57,6 @@ def draw(
 
 def forget(folder: Path) -> None:
     """Removes what `draw` left in a folder."""
-    for pattern in ("checkpoint*.safetensors", "solution*.safetensors"):
+    for pattern in ("checkpoint_[0-9]*.safetensors", "solution_[0-9]*.safetensors"):
         for path in folder.glob(pattern):
             path.unlink()

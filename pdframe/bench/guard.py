@@ -1,5 +1,5 @@
 """What a method may not do, found out by looking: move a global random stream, write into the operator or the
-measurement, or call operator and prior by another way than the proxies that count.
+measurement, call operator and prior by another way than the proxies that count, or turn back what these put on a meter.
 
 It runs in the worker, around building and solving. It finds mistakes and short cuts; it does not hold against code that
 sets out to undo it in the same process (docs/bench.md says what is and is not guarded). The truth is not there at all.
@@ -10,16 +10,18 @@ from __future__ import annotations
 import functools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pdframe.core.budget import LET_THROUGH, Usage
+from pdframe.core.budget import LET_THROUGH, Meter, Usage, peak_memory_bytes
 from pdframe.core.checkpoint import fingerprint
 from pdframe.core.operator import ForwardOperator
 from pdframe.core.prior import Prior
@@ -36,6 +38,8 @@ class Guard:
         self.problem = problem
         self.behind: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
+        self.views = 0
+        self.ledger = _Ledger()
         self.replaced: list[str] = []
         self.answers = _answers(problem)  # first: an operator may prepare its tables on its first call
         self.buffers = _buffers(problem.operator)
@@ -48,10 +52,18 @@ class Guard:
 
     @contextmanager
     def watch_calls(self, thing: ForwardOperator | Prior, names: Iterable[str]) -> Iterator[None]:
-        """Counts the calls of these methods, of every object of the class of `thing`, until the block ends."""
+        """Counts the calls of these methods, of every object of the class of `thing`, until the block ends; with an
+        operator, all that goes on a meter too."""
         kind = type(thing)
-        originals = {name: getattr(kind, name) for name in names}
-        watched = {name: self._watched(f"{kind.__name__}.{name}", call) for name, call in originals.items()}
+        watched = {name: self._watched(f"{kind.__name__}.{name}", getattr(kind, name)) for name in names}
+        meters = self._in_place(Meter, self.ledger.watched()) if isinstance(thing, ForwardOperator) else nullcontext()
+        with self._in_place(kind, watched), meters:
+            yield
+
+    @contextmanager
+    def _in_place(self, kind: type, watched: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+        """Puts these in the place of a class's methods until the block ends, and sees whether they stayed there."""
+        originals = {name: getattr(kind, name) for name in watched}
         for name, call in watched.items():
             setattr(kind, name, call)
         try:
@@ -71,7 +83,9 @@ class Guard:
             if not way:
                 self.behind[name] += 1
             elif way == "call":
-                self.counted[name.rsplit(".", 1)[1]] += _items(name, [*values, *options.values()][0])
+                items = _items(name, [*values, *options.values()][0])
+                self.counted[name.rsplit(".", 1)[1]] += items
+                self.views += items * thing.views if isinstance(thing, ForwardOperator) else 0
             token = _INSIDE.set(True)
             try:
                 return call(thing, *values, **options)
@@ -85,11 +99,12 @@ class Guard:
         found = [f"called {name} behind the counting proxy ({count} times)" for name, count in self.behind.items()]
         found += [f"replaced {name}" for name in self.replaced]
         charged = {"forward": usage.forward_calls, "adjoint": usage.adjoint_calls, "denoise": usage.network_calls}
-        found += [
+        fewer = [
             f"was charged for {charged[name]} of {count} calls of `{name}`"
             for name, count in self.counted.items()
             if charged[name] < count
         ]
+        found += fewer or self._less_than_spent(usage)
         now = _streams()
         found += [
             f"changed the global random state of {name}" for name in self.streams if now[name] != self.streams[name]
@@ -102,6 +117,12 @@ class Guard:
             found.append("changed what the operator answers")
         return "; ".join(found)
 
+    def _less_than_spent(self, usage: Usage) -> list[str]:
+        short = self.ledger.short_of(usage)
+        if usage.view_calls < self.views:
+            short.setdefault("view_calls", (usage.view_calls, self.views))
+        return [f"had {read:.6g} of {spent:.6g} `{name}` on its meter" for name, (read, spent) in short.items()]
+
     def _content(self) -> dict[str, str]:
         return {
             "the operator": fingerprint(self.problem.operator, self.buffers),
@@ -113,6 +134,74 @@ class Guard:
         """torch counts writes into a tensor: a value that was put back afterwards shows here."""
         buffers = [b._version for b in self.buffers]
         return {"the operator": buffers, "the measurement": [self.problem.y._version]}
+
+
+@dataclass
+class _Page:
+    """What one meter should read. `of_solve`: of a solve that is no part of another, whose usage is what is told."""
+
+    meter: Meter
+    spent: dict[str, float]
+    of_solve: bool
+
+
+class _Ledger:
+    """The guard's own sums of all that goes on meters, seconds by its own clock, and where a meter read less."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, _Page] = {}
+        self.running = 0
+        self.short: dict[str, tuple[float, float]] = {}
+
+    def watched(self) -> dict[str, Callable[..., Any]]:
+        """What to put in the place of the methods of `Meter`."""
+        add, clock = Meter.add, Meter.clock
+
+        @functools.wraps(add)
+        def watched_add(meter: Meter, **amounts: float) -> None:
+            spent = self._page(meter).spent
+            add(meter, **amounts)
+            for name, amount in amounts.items():
+                spent[name] += 0 if name.endswith("seconds") else amount
+
+        @functools.wraps(clock)
+        @contextmanager
+        def watched_clock(meter: Meter, name: str) -> Iterator[None]:
+            spent = self._page(meter).spent
+            self.running += 1
+            try:
+                with clock(meter, name):  # around this clock, so that it cannot have seen less
+                    start = perf_counter()
+                    try:
+                        yield
+                    finally:
+                        spent[name] += perf_counter() - start
+                        spent["peak_memory_bytes"] = max(spent["peak_memory_bytes"], peak_memory_bytes(meter.device))
+            finally:
+                self.running -= 1
+            self._compare(meter.usage, spent)
+
+        return {"add": watched_add, "clock": watched_clock}
+
+    def _page(self, meter: Meter) -> _Page:
+        """A new one goes on from what the meter reads: a solve may go on from a checkpoint."""
+        if id(meter) not in self.pages:
+            self.pages[id(meter)] = _Page(meter, asdict(meter.usage), not self.running)
+        return self.pages[id(meter)]
+
+    def short_of(self, usage: Usage) -> dict[str, tuple[float, float]]:
+        """Currencies of which a meter, or the sum that is told in the end, once read less than was spent: both."""
+        total = Usage()
+        for page in self.pages.values():
+            total = total.plus(Usage(**page.spent)) if page.of_solve else total
+        self._compare(usage, asdict(total))
+        return dict(self.short)
+
+    def _compare(self, usage: Usage, spent: Mapping[str, float]) -> None:
+        for name, amount in spent.items():
+            read = getattr(usage, name)
+            if read < amount * (1 - 1e-9):  # sums of samples may come in another order
+                self.short.setdefault(name, (read, amount))
 
 
 def _items(name: str, value: Tensor) -> int:

@@ -6,20 +6,26 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
-from pdframe.core.budget import Usage
+from pdframe.core import budget
+from pdframe.core.budget import Meter, Usage
 from pdframe.core.grid import Grid
 from pdframe.core.linalg import LeastSquares
 from pdframe.core.operator import ForwardOperator, direct_inverse, operator_norm, prox, pseudoinverse
 from pdframe.core.prior import Prior, prior_cost, prior_on
 from pdframe.core.problem import Problem
+from pdframe.core.seeds import generator
 from pdframe.core.solve import solve
 from pdframe.core.solver import Progress, Solver
-from pdframe.testing.toys import gaussian_toy
+from pdframe.nn.unet import UNet, UNetShape
+from pdframe.testing.toys import Langevin, gaussian_toy
 
 TOY = gaussian_toy()
 
@@ -194,6 +200,150 @@ def test_a_prior_that_does_not_say_what_it_costs_is_counted_by_its_operations():
     assert usage.network_voxels == x.numel() * (1 + 1 + 2)
 
 
+@dataclasses.dataclass(frozen=True)
+class SayingPrior(Prior):
+    """Says of every call that it costs `says`; if it is `uneven`, one in three costs twice as much as the others."""
+
+    says: float = 0.0
+    uneven: bool = False
+    network: Callable[[torch.Tensor], torch.Tensor] = lambda x: x @ torch.eye(x.shape[-1]).to(x)
+    sigma_range: tuple[float, float] = (0.1, 10.0)
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, *, rng: torch.Generator | None = None) -> torch.Tensor:
+        clean = checkpoint(self.network, x, use_reentrant=False) if x.requires_grad else self.network(x)
+        return self.network(clean) if self.uneven and int(torch.randint(3, (), generator=rng)) == 0 else clean
+
+
+@prior_cost.register
+def _(prior: SayingPrior, shape: tuple[int, ...]) -> dict[str, float]:
+    return {"voxels": 1.0, "flops": prior.says}
+
+
+ONE = 2 * 24 * 4
+
+
+@pytest.mark.parametrize(
+    ("says", "charged"),
+    [(0.0, ONE), (0.5 * ONE, ONE), (0.89 * ONE, ONE), (0.91 * ONE, 0.91 * ONE), (ONE, ONE), (3.0 * ONE, 3.0 * ONE)],
+)
+def test_a_prior_that_declares_too_little_is_charged_for_what_is_counted(says: float, charged: float):
+    x = torch.ones(2, 1, 3, 4)
+
+    def call(problem: Problem, prior: Prior) -> None:
+        for _ in range(7):
+            prior.denoise(x, torch.ones(2))
+        with torch.enable_grad():
+            noisy = x.clone().requires_grad_()
+            torch.autograd.grad(prior.denoise(noisy, torch.ones(2)).sum(), noisy)
+
+    usage = _usage(call, prior=SayingPrior(says))
+    assert usage.network_flops == pytest.approx((8 + 2) * charged) and usage.network_voxels == 8 + 2
+    assert usage.undeclared_flops == pytest.approx((8 + 2) * (charged - says))
+
+
+def test_an_honest_prior_is_seldom_counted_and_a_later_lie_soon_found(monkeypatch: pytest.MonkeyPatch):
+    counted: list[int] = []
+    counting = budget._counting
+    monkeypatch.setattr(budget, "_counting", lambda: counted.append(calls[-1]) or counting())
+    small, large, calls = torch.ones(1, 1, 3, 4), torch.ones(1, 1, 30, 4), [0]
+
+    def call(problem: Problem, prior: Prior, shapes: list[torch.Tensor]) -> None:
+        for number, x in enumerate(shapes, 1):
+            calls.append(number)
+            prior.denoise(x, torch.ones(1))
+
+    honest = SayingPrior(ONE / 2)
+    usage = _usage(lambda problem, prior: call(problem, prior, [small] * 70), prior=honest)
+    assert counted == [1, 4, 16, 64] and usage.undeclared_flops == 0
+    counted.clear()
+    usage = _usage(lambda problem, prior: call(problem, prior, [small] * 3 + [large] * 5), prior=honest)
+    assert counted == [1, 4, 5, 6, 7, 8] and usage.network_flops == 3 * ONE / 2 + 5 * 5 * ONE
+
+
+@pytest.mark.parametrize("killed_at", [2, 3, 4, 5, 9])
+@pytest.mark.parametrize(("seed", "found"), [(0, False), (4, True)])  # in the fourth call, or not
+def test_a_resumed_solve_is_charged_the_same_for_uneven_calls(seed: int, found: bool, killed_at: int, tmp_path: Path):
+    def kill(step: int, *_: Any) -> None:
+        if step == killed_at:
+            raise RuntimeError("killed")
+
+    solver = Langevin(SayingPrior(2 * 64 * 4, uneven=True), 0.1, 1e-4, steps=12)
+    whole, path = solve(TOY.problem, solver, seed=seed), tmp_path / "solve.safetensors"
+    with pytest.raises(RuntimeError, match="killed"):
+        solve(TOY.problem, solver, seed=seed, checkpoint=path, checkpoint_every_s=0.0, on_step=kill)
+    again = solve(TOY.problem, solver, seed=seed, checkpoint=path)
+    assert torch.equal(again.x, whole.x) and (again.usage.undeclared_flops > 0) is found
+    for name in ("network_flops", "undeclared_flops", "network_voxels", "view_calls"):
+        assert getattr(again.usage, name) == getattr(whole.usage, name)
+
+
+class Mixed(torch.nn.Module):
+    """What networks are made of here: convolutions in bfloat16, the compiled norm, attention, recomputation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            shape = UNetShape(in_channels=1, width=16, multipliers=(1, 2), blocks=1, attention=(2,), conditions=0)
+            self.network = UNet(shape).requires_grad_(False).to(memory_format=torch.channels_last_3d)
+            for weight in self.network.parameters():
+                torch.nn.init.normal_(weight, std=0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.network(x, torch.zeros(len(x)), None).float()
+
+
+def test_a_call_that_is_counted_gives_the_same_bits_and_the_same_gradient():
+    x, prior = torch.rand(2, 1, 8, 8, 8, generator=generator(1)), SayingPrior(network=Mixed())
+    got: list[torch.Tensor] = []
+
+    def call(problem: Problem, prior: Prior) -> None:
+        got.append(prior.denoise(x, torch.ones(2)))
+        with torch.enable_grad():
+            noisy = x.clone().requires_grad_()
+            got.extend(torch.autograd.grad(prior.denoise(noisy, torch.ones(2)).square().sum(), noisy))
+        with torch.inference_mode():
+            got.append(prior.denoise(x, torch.ones(2)).clone())
+
+    usage = _usage(call, prior=prior)
+    counted, got = got, []
+    with torch.no_grad():
+        call(TOY.problem, prior)
+        with FlopCounterMode(display=False) as torchs:
+            prior.denoise(x, torch.ones(2))
+    assert usage.undeclared_flops == usage.network_flops == (1 + 3 + 1) * torchs.get_total_flops() > 0
+    assert all(torch.equal(a, b) for a, b in zip(counted, got, strict=True))
+
+
+def test_counting_loads_no_compiler():
+    code = "import sys; from pdframe.core.solve import solve; from pdframe.testing.toys import *; toy = gaussian_toy();"
+    code += "used = solve(toy.problem, Langevin(toy.prior, 0.1, 1e-4, steps=1)).usage.network_flops;"
+    code += "sys.exit(used == 0 or 'torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_compiled_network_is_counted_and_stays_compiled():
+    ran: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        return lambda *values: ran.append(1) or graph(*values)
+
+    network = torch.compile(torch.nn.Linear(4, 4, bias=False), backend=backend)
+    x, says = torch.ones(2, 1, 3, 4), 2.0 * 24 * 4
+
+    def call(problem: Problem, prior: Prior) -> None:
+        for _ in range(3):
+            prior.denoise(x, torch.ones(2))
+
+    usage = _usage(call, prior=SayingPrior(says, network=network))
+    assert len(ran) == 1 and usage.network_flops == 3 * says  # the second of three calls, which hold 2, 4 and 6 items
+    usage = _usage(call, prior=SayingPrior(network=network))
+    assert len(ran) == 1 and usage.undeclared_flops == 3 * says
+
+
 def test_a_gradient_through_the_prior_is_counted_each_time_it_is_taken():
     x = torch.zeros(2, 1, 4, 4, 4)
 
@@ -242,3 +392,8 @@ def test_an_operator_that_a_solver_brings_itself_is_counted_too():
             return Progress(state, False)
 
     assert solve(TOY.problem, Smuggler(TOY.problem.operator)).usage.adjoint_calls == 1
+
+
+def test_a_meter_cannot_be_given_an_add_of_its_own():
+    with pytest.raises(AttributeError):
+        Meter(torch.device("cpu")).add = lambda **amounts: None
