@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pdframe import registry
+from pdframe import machine, registry
 from pdframe.bench.cli import bench
 from pdframe.hooks import BackendMissing
 from pdframe.mistakes import ConfigError
@@ -167,6 +167,7 @@ def _offer(plugin: registry.Plugin, entry: Any) -> dict[str, Any]:
         install = registry.install_command(entry) if lacking else ""
     except registry.RegistryError as error:  # the name is claimed twice
         lacking, install, refused = (), "", str(error)
+    untrained = machine.untrained(plugin, entry)
     return {
         "kind": entry.kind,
         "name": entry.name,
@@ -174,9 +175,10 @@ def _offer(plugin: registry.Plugin, entry: Any) -> dict[str, Any]:
         "plugin": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
-        "usable": not lacking and not refused,
+        "usable": not lacking and not refused and not untrained,
         "missing": list(lacking),
         "install": install,
+        "untrained": untrained,
         "refused": refused,
         "cite": entry.cite,
     }
@@ -193,6 +195,8 @@ def _plugin_lines(offers: list[dict[str, Any]], failed: list[dict[str, Any]]) ->
             lines.append(f"  {o['name']:{width}}  {o['summary']}  ({source}{'; cite ' + keys if keys else ''})")
             if o["missing"]:
                 lines.append(f"  {'':{width}}  not usable here, needs {', '.join(o['missing'])}: {o['install']}")
+            if o["untrained"]:
+                lines.append(f"  {'':{width}}  {o['untrained']}")
     if failed:
         lines += ["", "failed"]
         lines += [f"  {f['plugin']}  ({f['distribution']} {f['version']})  {f['error']}" for f in failed]

@@ -215,11 +215,13 @@ def _memory(experiment: Experiment, parts: dict[str, Any]) -> Finding:
     from pdframe.core.memory import available_bytes
     from pdframe.run import memory_estimate
 
-    need, free = memory_estimate(parts["operator"]), available_bytes(_device(experiment))
-    said = f"a solve takes about {need / 2**30:.2f} GiB beside the prior"
+    device, given = _device(experiment), {"grid": parts["item"].grid, "operator": parts["operator"]}
+    solvers = [m.build(**given, prior=m.prior.build(**given) if m.prior else None) for m in experiment.methods]
+    need, free = memory_estimate(parts["operator"], solvers, device=device), available_bytes(device)
+    said = f"a solve takes about {need / 2**30:.2f} GiB"
     if free is None:
         return Finding("memory", None, said)
-    return Finding("memory", need < free, f"{said}; {free / 2**30:.1f} GiB are free on {_device(experiment)}")
+    return Finding("memory", need < free, f"{said}; {free / 2**30:.1f} GiB are free on {device}")
 
 
 _PROOFS: dict[str, Callable[[Experiment, dict[str, Any]], Finding | None]] = {
@@ -243,6 +245,8 @@ def _plugins() -> Iterator[Finding]:
         for entry in plugin.entries:
             if lacking := _missing(entry):
                 yield Finding(plugin.name, False, f"{entry.kind} {entry.name} needs {lacking}")
+            if hint := machine.untrained(plugin, entry):
+                yield Finding(plugin.name, False, f"{entry.kind} {entry.name} {hint}")
     for failure in registry.failures():
         yield Finding(failure.plugin, False, f"{failure.distribution} {failure.version}: {failure.error}".strip(" :"))
 

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdframe import registry
@@ -16,6 +17,9 @@ from pdframe.mistakes import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+    from pdframe.hooks import Entry
+    from pdframe.registry import Plugin
 
 #: Import name, what it is good for, the command that brings it, and code that proves it without harm.
 LIBRARIES = (
@@ -42,14 +46,19 @@ class Finding:
     said: str
 
 
+def provenance() -> dict[str, object]:
+    """What every record says of who made it: the machine and its libraries, and the plugins."""
+    return {"machine": facts(), "plugins": {p.name: f"{p.distribution} {p.version}" for p in registry.plugins()}}
+
+
 def facts() -> dict[str, object]:
-    """Processor, memory, torch and its devices."""
+    """Processor, memory, the libraries that compute, torch's devices."""
     import torch
 
     from pdframe.core.memory import available_bytes, total_bytes
 
     return {
-        "pdframe": _version("pdframe"),
+        "pdframe": _installed("pdframe"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
@@ -57,6 +66,8 @@ def facts() -> dict[str, object]:
         "onednn_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         "memory_gib": _gib(total_bytes()),
         "memory_free_gib": _gib(available_bytes()),
+        "numpy": _installed("numpy"),
+        "numba": _installed("numba"),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "torch_cpu_kernels": torch.backends.cpu.get_cpu_capability(),
@@ -136,13 +147,43 @@ def _library(name: str, purpose: str, install: str, proof: str) -> Finding:
     return Finding(name, True, f"{_version(name)} ({purpose})")
 
 
+def untrained(plugin: Plugin, entry: Entry) -> str:
+    """What to do about a prior that is trained and came without weights; "" of any other entry.
+
+    A prior that is trained has a task of its name beside it, and what ships of it lies in its package, where
+    `pdframe.ct.checkpoint` looks: `shipped/NAME.safetensors`. Only that file decides, and nothing is imported for it.
+    """
+    if entry.kind != "prior" or not any((e.kind, e.name) == ("task", entry.name) for e in plugin.entries):
+        return ""
+    if any((folder / "shipped" / f"{entry.name}.safetensors").is_file() for folder in _folders_of(entry)):
+        return ""
+    return f"came without weights: train your own (`pdframe train`, task {entry.name}) and set `weights` to the file"
+
+
+def _folders_of(entry: Entry) -> list[Path]:
+    """Where the package behind an entry lies; a plugin that names none that can be found fails elsewhere."""
+    try:
+        spec = importlib.util.find_spec(entry.target.partition(":")[0].partition(".")[0])
+    except (ImportError, ValueError):
+        return []
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+
+
 def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError, packages_distributions, version
+    """Of the distribution that brings an import name."""
+    from importlib.metadata import packages_distributions
+
+    return _installed(packages_distributions().get(name, [name])[0]) or "of unknown version"
+
+
+def _installed(distribution: str) -> str:
+    """Its version; "" if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version(packages_distributions().get(name, [name])[0])
+        return version(distribution)
     except PackageNotFoundError:
-        return "of unknown version"
+        return ""
 
 
 def _cpu_name() -> str:

@@ -7,21 +7,21 @@ there, goes on from the checkpoint of the method that was at work, and writes th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pdframe import machine, measure, registry, runfolder, solutions
+from pdframe import machine, measure, runfolder, solutions
 from pdframe.config import Experiment, dump, named_files, sha256
 from pdframe.core.budget import Usage
 from pdframe.core.checkpoint import fingerprint
-from pdframe.core.memory import available_bytes
+from pdframe.core.memory import available_bytes, solve_bytes
 from pdframe.core.noise import NoNoise
-from pdframe.core.operator import ForwardOperator, adjoint_mismatch, call_bytes
+from pdframe.core.operator import ForwardOperator, adjoint_mismatch
 from pdframe.core.prior import Prior, unfamiliar
 from pdframe.core.problem import Case, Item, Metric, Problem
 from pdframe.core.seeds import generator
@@ -29,7 +29,6 @@ from pdframe.core.solve import Status
 from pdframe.core.solver import Progress as Seen
 from pdframe.core.solver import Solver
 from pdframe.judge import Judge
-from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError, as_mistake
 from pdframe.part import Part
 from pdframe.report.progress import Progress, Silent, listed, on_console, told
@@ -92,20 +91,20 @@ def run_experiment(
     out_dir: the run folder; default runs/<name of the TOML>-<first 8 digits of the settings' hash>.
     fresh: forget what the folder holds. console: say on standard output what happens.
     Raises RunFailed if a method gave NaN, KeyboardInterrupt after it was interrupted (the same call goes on),
-    ConfigError if the folder belongs to other settings.
+    ConfigError if the folder belongs to other settings, or holds files that are of no run.
     """
     progress = on_console() if console else Silent()
     digest = sha256(experiment)
     folder = _folder(experiment, digest, out_dir)
-    with only_one(folder):
+    with runfolder.held(folder, "run"):
         return _told(_resumed(experiment, digest, folder, fresh, progress), progress)
 
 
 def _resumed(experiment: Experiment, digest: str, folder: Path, fresh: bool, progress: Progress) -> RunResult:
     """The run, or what it left when it ended before."""
-    if fresh and folder.is_dir():
-        runfolder.clear(folder)
     earlier = runfolder.read_json(folder / runfolder.RECORD)
+    if fresh or (earlier is not None and earlier["status"] == runfolder.CLEARING):
+        return _run(experiment, digest, folder, True, progress)
     if earlier is not None and earlier["config_sha256"] != digest:
         raise ConfigError(f"{folder} holds a run with other settings: choose another folder, or start afresh (--fresh)")
     if earlier is not None:
@@ -113,7 +112,7 @@ def _resumed(experiment: Experiment, digest: str, folder: Path, fresh: bool, pro
     if earlier is not None and earlier["status"] == "done":
         progress.say("this run was done before; --fresh runs it again")
         return RunResult(folder, earlier)
-    return _run(experiment, digest, folder, progress)
+    return _run(experiment, digest, folder, False, progress)
 
 
 def _refuse_changed_files(experiment: Experiment, folder: Path, earlier: Mapping[str, Any]) -> None:
@@ -127,20 +126,24 @@ def _refuse_changed_files(experiment: Experiment, folder: Path, earlier: Mapping
         )
 
 
-def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) -> RunResult:
-    progress.say(f"{experiment.title or folder.name}\nrun folder {_short(folder)}")
-    runfolder.sweep(folder)
-    setting = _setting(experiment, folder, progress)
+def _run(experiment: Experiment, digest: str, folder: Path, fresh: bool, progress: Progress) -> RunResult:
+    if experiment.title:
+        progress.say(experiment.title)
+    kept = folder / runfolder.MEASUREMENT
+    setting = _setting(experiment, Path() if fresh else kept, progress)
     # The baselines first: they are quick, and tell early whether the data are what they should be.
     main, *compared = experiment.methods
     ordered = (*compared, main)
-    # All before the first runs: a mistake in the last comes early.
+    # All before the first runs, and before anything is written: a mistake in the last comes early and costs nothing.
     built = [_built(part, setting, progress) for part in ordered]
-    _told_of_memory(setting, progress)
-    runfolder.write(folder / runfolder.CONFIG, dump(experiment))
-    record = _record(experiment, digest, setting)
-    runfolder.write_json(folder / runfolder.RECORD, {**record, "status": "running"})
+    _told_of_memory(setting, [solver for _, solver in built], progress)
     names = runfolder.folder_names(part.label for part in compared)
+    record = {**_record(experiment, digest, setting), "folders": names}
+    progress.say(f"run folder {_short(folder)}")
+    runfolder.begin(folder, record, fresh=fresh)
+    if not experiment.measurement.frozen and not kept.is_file():
+        measure.save(setting.measured, kept)
+    runfolder.write(folder / runfolder.CONFIG, dump(experiment))
     try:
         methods = [
             _method(experiment, part, made, setting, folder / name, progress)
@@ -163,8 +166,8 @@ def _run(experiment: Experiment, digest: str, folder: Path, progress: Progress) 
     return RunResult(folder, record)
 
 
-def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Setting:
-    """Data, operator and measurement; the last from its file if there is one."""
+def _setting(experiment: Experiment, kept: Path, progress: Progress) -> Setting:
+    """Data, operator and measurement; the last from the file `kept` if it is there."""
     device = machine.chosen(experiment.device)
     with as_mistake("dataset"):
         dataset = experiment.dataset.build()
@@ -175,11 +178,14 @@ def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     with as_mistake("operator"):
         operator = experiment.operator.build(grid=item.grid)
     noise = experiment.noise.build() if experiment.noise else NoNoise()
-    kept = folder / runfolder.MEASUREMENT
-    if not experiment.measurement.frozen and not kept.is_file():
-        progress.say(f"simulating the measurement of {name}")
+    wanted = experiment.measurement
     with as_mistake("measurement"):
-        measured = measure.obtain(experiment.measurement, dataset, name, operator, noise, kept=kept)
+        if wanted.frozen or kept.is_file():
+            measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept)
+        else:
+            progress.say(f"simulating the measurement of {name}")
+            how = {"seed": wanted.seed, "on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
+            measured = measure.simulate(dataset, name, operator, noise, **how)
     masks = {mask: where.to(device) for mask, where in item.masks.items()}
     item = replace(item, x=item.x.to(device), masks=masks)
     case = Case(Problem(operator, measured.y.to(device), noise), item.x, name)
@@ -187,18 +193,17 @@ def _setting(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     return Setting(case, item, measured, experiment.metrics.build() if experiment.metrics else None, context)
 
 
-def memory_estimate(operator: ForwardOperator) -> int:
-    """Bytes that a solve takes beside its prior, roughly: conjugate gradients and one call of the operator."""
-    # x, its estimate, two directions, two products; three measurements beside the weights.
-    state = 4 * (6 * operator.grid.size + 4 * prod(operator.data_shape))
-    return state + call_bytes(operator)
+def memory_estimate(operator: ForwardOperator, solvers: Iterable[Solver], *, device: torch.device | str = "cpu") -> int:
+    """Bytes that the largest of some solves takes, one after the other, roughly."""
+    return max(solve_bytes(solver, operator, device=device) for solver in solvers)
 
 
-def _told_of_memory(setting: Setting, progress: Progress) -> None:
+def _told_of_memory(setting: Setting, solvers: Iterable[Solver], progress: Progress) -> None:
     """One line before a run that is large for its machine."""
-    need, free = memory_estimate(setting.case.problem.operator), available_bytes(setting.item.x.device)
+    device = setting.item.x.device
+    need, free = memory_estimate(setting.case.problem.operator, solvers, device=device), available_bytes(device)
     if free is not None and need > min(LARGE_BYTES, free / 4):
-        progress.say(f"memory: about {need / 2**30:.1f} GiB beside the prior, {free / 2**30:.1f} GiB are free")
+        progress.say(f"memory: a solve takes about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
 
 
 def _built(part: Part, setting: Setting, progress: Progress) -> tuple[Prior | None, Solver]:
@@ -317,8 +322,7 @@ def _record(experiment: Experiment, digest: str, setting: Setting) -> dict[str, 
         "adjoint_matched": operator.matched,
         "adjoint_mismatch": adjoint_mismatch(operator, rng=generator(0, "adjoint"), device=setting.item.x.device),
         "device": str(setting.item.x.device),
-        "machine": machine.facts(),
-        "plugins": {p.name: f"{p.distribution} {p.version}" for p in registry.plugins()},
+        **machine.provenance(),
     }
 
 

@@ -1,11 +1,15 @@
-"""The files of a run: each written whole or not at all, so that a killed run leaves no torn one behind."""
+"""The files of a run: each written whole or not at all, so that a killed run leaves no torn one behind.
+
+`record.json` is the first of them. It tells a folder of ours from one with somebody's own files, which is left alone.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,20 @@ from pdframe.core.budget import Usage
 from pdframe.core.grid import Grid
 from pdframe.core.problem import Item
 from pdframe.core.solve import Solution, Status
+from pdframe.lock import only_one
+from pdframe.mistakes import ConfigError
 
 RECORD, CONFIG, MEASUREMENT, FIGURE = "record.json", "config.toml", "measurement.safetensors", "figure.png"
-METHOD, TRACE, TRUTH = "method.json", "trace.jsonl", "truth"
+METHOD, TRACE, TRUTH, STATE = "method.json", "trace.jsonl", "truth", "state.safetensors"
+#: What the record of each command holds, and that of no other.
+MARKS = {"run": "config_sha256", "sample": "prior_sha256", "train": "task"}
+#: Status in the record of a run that is being started afresh: what lies beside it counts for nothing.
+CLEARING = "clearing"
+
+_FIXED = "|".join(map(re.escape, (RECORD, CONFIG, MEASUREMENT, FIGURE, METHOD, TRACE)))
+_VOLUMES = rf"(volume|{TRUTH}|deviation|sample_\d+)\.(nii\.gz|safetensors)"
+_OWN = rf"{_FIXED}|{_VOLUMES}|(checkpoint|solution)_\d+\.safetensors"
+_TEMPORARY = rf"\.({_OWN})\.\d+\.part|checkpoint_\d+\.safetensors\.\d+\.partial"
 
 
 def write(path: Path, data: str | bytes) -> None:
@@ -121,18 +136,77 @@ def folder_names(labels: Iterable[str]) -> list[str]:
     return names
 
 
-def sweep(folder: Path) -> None:
-    """Removes files that a killed process had not finished."""
-    for pattern in (".*.part", "*.partial"):
-        for path in folder.rglob(pattern):
-            path.unlink()
+@contextmanager
+def held(folder: Path, command: str) -> Iterator[None]:
+    """Holds a folder for `pdframe COMMAND` until the block ends; one that the block made and left empty is removed.
+
+    ConfigError if the folder holds files and no record of that command, FolderBusy if another process is at work in it.
+    """
+    _refuse_foreign(folder, command)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with only_one(folder):
+            yield
+    finally:
+        with suppress(OSError):  # something was written
+            for path in made:
+                path.rmdir()
 
 
-def clear(folder: Path) -> None:
-    """Removes what runs write in a folder, and nothing else."""
-    made = (RECORD, CONFIG, MEASUREMENT, FIGURE, METHOD, TRACE, "checkpoint*.safetensors", "solution*.safetensors")
-    volumes = tuple(f"{n}{s}" for n in ("volume", TRUTH, "deviation", "sample_*") for s in (".nii.gz", ".safetensors"))
-    for inside in (folder, *(p for p in folder.iterdir() if (p / METHOD).is_file() or (p / TRACE).is_file())):
-        for pattern in (*made, *volumes):
-            for path in inside.glob(pattern):
+def _refuse_foreign(folder: Path, command: str) -> None:
+    """ConfigError for a folder that `pdframe COMMAND` did not begin: it might write over somebody's own files."""
+    if not folder.is_dir() or _begun(folder, command):
+        return
+    # A process that was killed before its record was written leaves its lock, or that record half written.
+    names = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not re.fullmatch(_TEMPORARY, p.name))
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ConfigError(
+            f"{folder}: expected an empty folder, or one that `pdframe {command}` began, but it holds {shown}: "
+            "choose another folder (--out)"
+        )
+
+
+def _begun(folder: Path, command: str) -> bool:
+    """Whether the record in a folder is that of `pdframe COMMAND`."""
+    try:
+        record = read_json(folder / RECORD)
+    except ValueError:
+        return False
+    machine = record.get("machine") if isinstance(record, dict) else None
+    if isinstance(machine, dict) and "pdframe" in machine and MARKS[command] in record:
+        return True
+    return command == "train" and _is_state(folder / STATE)
+
+
+def _is_state(path: Path) -> bool:
+    """Whether it is the state of a training: those that began before trainings had a record are known by it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {"step", "seconds"} <= (file.metadata() or {}).keys()
+    except (OSError, SafetensorError):
+        return False
+
+
+def begin(folder: Path, record: Mapping[str, Any], *, fresh: bool) -> None:
+    """The record of a run that starts or goes on; its `folders` are those of the compared methods.
+
+    Files that a killed process had not finished are removed. fresh: so is everything else that an earlier run wrote.
+    """
+    if fresh:
+        earlier = read_json(folder / RECORD) or {}
+        folders = sorted({*record["folders"], *earlier.get("folders", ())})
+        write_json(folder / RECORD, {**record, "status": CLEARING, "folders": folders})
+        _remove(folder, folders, rf"(?!{re.escape(RECORD)}$)({_OWN})")
+    _remove(folder, record["folders"], _TEMPORARY)
+    write_json(folder / RECORD, {**record, "status": "running"})
+
+
+def _remove(folder: Path, names: Iterable[str], pattern: str) -> None:
+    """Removes the files of these names in a run folder and in the folders of its methods, and nothing else."""
+    for inside in (folder, *(folder / name for name in names)):
+        for path in inside.iterdir() if inside.is_dir() else ():
+            if re.fullmatch(pattern, path.name) and path.is_file():
                 path.unlink()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdframe import machine, registry, runfolder
+from pdframe import machine, runfolder
 from pdframe.config import Sampling, dump
 from pdframe.core.budget import Meter, Usage, counted_prior
 from pdframe.core.checkpoint import fingerprint
@@ -22,17 +22,20 @@ from pdframe.core.schedule import edm_sigmas
 from pdframe.core.seeds import generator, normal
 from pdframe.ct.body import body_mask
 from pdframe.ct.nifti import read_nifti, write_nifti
-from pdframe.ct.resample import fit_grid, resample
+from pdframe.ct.resample import fit_grid, overlap, resample
 from pdframe.ct.units import WATER
 from pdframe.ct.windows import Window
-from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError, as_mistake
 from pdframe.report.progress import Progress, Silent, on_console
+
+#: Share of the samples' height that a known scan must cover to be compared with them.
+LEAST_HEIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The known volume that is closest to a sample, on the sample's grid, and how far it is (root mean square, HU)."""
+    """The known volume that is closest to a sample, on the sample's grid, and how far it is in its own field of
+    view (HU, root mean square)."""
 
     name: str
     x: Tensor
@@ -68,10 +71,11 @@ def sample(sampling: Sampling, *, out_dir: Path, console: bool = False) -> list[
     """Draws the volumes that `sampling` asks for into `out_dir`: NIfTI files, one picture, `record.json`.
 
     A volume that is there already (same settings) is kept, so a stopped command goes on where it was. ConfigError if
-    the folder belongs to other settings or weights, or if a part cannot be built; FolderBusy if it is in use.
+    the folder belongs to other settings or weights or holds files that are of no samples, or if a part cannot be built;
+    FolderBusy if it is in use.
     """
     progress = on_console() if console else Silent()
-    with only_one(out_dir):
+    with runfolder.held(out_dir, "sample"):
         return _sample(sampling, out_dir, progress)
 
 
@@ -88,10 +92,11 @@ def _sample(sampling: Sampling, out_dir: Path, progress: Progress) -> list[dict[
         raise ConfigError(f"{out_dir} holds samples drawn with other settings: choose another folder with --out")
     if earlier.get("prior_sha256", weights) != weights:
         raise ConfigError(f"{out_dir} holds samples of other weights: choose another folder with --out")
-    runfolder.write(config, settings)
-    record = {"prior_sha256": weights, "device": str(device), "machine": machine.facts()}
-    record |= {"plugins": {p.name: f"{p.distribution} {p.version}" for p in registry.plugins()}}
+    record = {"prior_sha256": weights, "device": str(device), **machine.provenance()}
     rows = {row["file"]: row for row in earlier.get("samples", ())}
+    if not earlier:  # the first file of all, for it says whose folder this is
+        runfolder.write_json(out_dir / runfolder.RECORD, {**record, "status": "running", "samples": []})
+    runfolder.write(config, settings)
     for index in range(sampling.samples):
         path = out_dir / f"sample_{index}.nii.gz"
         if not path.is_file() or path.name not in rows:
@@ -126,25 +131,32 @@ def _draw_one(
     return meter.usage
 
 
-def nearest(x: Tensor, grid: Grid, known: Dataset, on_skip: Callable[[str], None] = lambda text: None) -> Nearest:
+def nearest(
+    x: Tensor, grid: Grid, known: Dataset, on_skip: Callable[[str], None] = lambda text: None
+) -> Nearest | None:
     """The item of `known` with the smallest root-mean-square difference from x, bodies laid centre on centre.
 
-    An item that cannot be read is left out, and `on_skip` told why.
+    Each is compared within its own field of view: beyond it nothing is known of it, and the air that fills the grid up
+    would be most of what is compared. So a scan of less than half the grid's height is left out, as is one that cannot
+    be read, and `on_skip` told why; None if no other is there.
     """
     best: Nearest | None = None
     for name in known.names():
         try:
             item = known.load(name)
+            fitted = fit_grid(item.grid, body_mask(item.x, item.grid), grid.shape, grid.spacing)
         except ValueError as error:
             on_skip(f"not compared with {name}: {error}")
             continue
-        fitted = fit_grid(item.grid, body_mask(item.x, item.grid), grid.shape, grid.spacing)
+        along_z, along_y, along_x = (overlap(fitted, item.grid, axis) for axis in range(3))
+        if float(along_z.mean()) < LEAST_HEIGHT:
+            on_skip(f"not compared with {name}: it covers less than half of the samples' height")
+            continue
         candidate = resample(item.x, item.grid, fitted)
-        rmse = float((candidate - x).square().mean().sqrt()) / WATER * 1000
+        seen = along_z[:, None, None] * along_y[:, None] * along_x > 0.5
+        rmse = float((candidate - x)[0, 0][seen].square().mean().sqrt()) / WATER * 1000
         if best is None or rmse < best.rmse_hu:
             best = Nearest(name, candidate, rmse)
-    if best is None:
-        raise ValueError("the dataset to compare with has no item that can be read")
     return best
 
 

@@ -29,7 +29,6 @@ from pdframe import layers, machine, runfolder
 from pdframe.config import TaskPart, dump, read
 from pdframe.core.interface import Interface
 from pdframe.hooks import Config
-from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError, as_mistake
 
 
@@ -84,14 +83,18 @@ class Training(Config):
     def run(self, out_dir: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None) -> Path:
         """Train, or go on training, in `out_dir`; the path of the checkpoint.
 
-        ConfigError if the folder holds a training with other settings, or if the data cannot be used.
+        ConfigError if the folder holds a training with other settings or files that are of none, or if the data cannot
+        be used.
         """
-        with only_one(out_dir) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+        first = int(os.environ.get("RANK", 0)) == 0
+        with runfolder.held(out_dir, "train") if first else nullcontext():
             kept = out_dir / runfolder.CONFIG
             self._refuse_another(kept)
             with as_mistake("task"):
                 task = self.task.build()
-            runfolder.write(kept, dump(self))
+            if first:  # the record before all else, for it says whose folder this is
+                runfolder.write_json(out_dir / runfolder.RECORD, {"task": self.task.name, **machine.provenance()})
+                runfolder.write(kept, dump(self))
             return train(task, self.train, out_dir, on_log=on_log)
 
     def _refuse_another(self, kept: Path) -> None:
@@ -276,7 +279,7 @@ def _save(
     part = out_dir / "state.part"
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     save_file(tensors, part, metadata={"step": str(step), "seconds": repr(seconds)})
-    part.replace(out_dir / "state.safetensors")
+    part.replace(out_dir / runfolder.STATE)
 
 
 def _resume(
@@ -285,7 +288,7 @@ def _resume(
     """Loads the last state into the three; (first step to do, seconds spent so far)."""
     from safetensors import safe_open
 
-    path = out_dir / "state.safetensors"
+    path = out_dir / runfolder.STATE
     if not path.is_file():
         return 0, 0.0
     with safe_open(path, framework="pt") as file:

@@ -221,6 +221,33 @@ def test_a_quick_command_imports_nothing_heavy_and_is_quick(command):
     assert min(seconds) < 1.5
 
 
+ABSENT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("odl", "astra", "deepinv"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.parametrize(("command", "said"), [("--help", "Usage: pdframe"), ("plugins", "cone_beam")])
+def test_the_front_door_opens_quickly_where_odl_astra_and_deepinv_are_absent(command, said, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(ABSENT)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    refused = subprocess.run([sys.executable, "-c", "import odl"], capture_output=True, text=True, env=env, check=False)
+    assert "sitecustomize.py" in refused.stderr  # so they are absent indeed, installed or not
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = spawn(command, **env)
+        seconds.append(time.perf_counter() - start)
+        assert (done.returncode, done.stderr) == (0, "") and said in done.stdout
+    assert min(seconds) < 0.5
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
 def test_memory_that_is_refused_is_told_with_what_to_do(tmp_path):
     import resource

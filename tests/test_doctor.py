@@ -13,10 +13,11 @@ import torch
 from click.testing import CliRunner
 
 import pdframe
-from pdframe import doctor, machine
+from pdframe import doctor, machine, registry
 from pdframe.cli import main
 from pdframe.config import load
 from pdframe.core.grid import Grid
+from pdframe.ct.checkpoint import shipped_checkpoint
 from pdframe.ct.chords import chord_mm
 from pdframe.ct.geometry import Bench, Geometry, circular
 
@@ -202,6 +203,47 @@ def test_the_command_exits_with_the_verdict(toml, monkeypatch):
     assert [p["name"] for p in report["proofs"] if p["ok"] is False] == ["adjoint"]
     assert report["machine"]["cores"] >= 1 and report["machine"]["devices"][0] == "cpu"
     assert 'solver ward_lost needs ward_lost_library: pip install "ward-plugin[lost]"' in call().output
+
+
+GROWN = """
+from pdframe.hooks import Entry, hookimpl
+
+@hookimpl
+def pdframe_register():
+    return [
+        Entry("prior", "grown", "grown_parts.prior:GrownConfig", ""),
+        Entry("prior", "given", "grown_parts.prior:GivenConfig", ""),
+        Entry("task", "grown", "grown_parts.training:GrownTrainingConfig", ""),
+    ]
+"""
+
+
+def test_a_prior_that_came_without_weights_is_told_until_they_are_there(foreign, monkeypatch):
+    monkeypatch.setattr(machine, "libraries", lambda: [])
+    site = foreign("grown-ct", {"grown": GROWN}, entry="grown")
+    weights = site / "grown_parts" / "shipped" / "grown.safetensors"
+    weights.parent.mkdir(parents=True)
+    (site / "grown_parts" / "__init__.py").write_text("raise ImportError('this was only to be listed')")
+    hint = "came without weights: train your own (`pdframe train`, task grown) and set `weights` to the file"
+    for there in (False, True):
+        if there:
+            weights.write_bytes(b"")
+        text, lines = call().output, CliRunner().invoke(main, ["plugins"]).output
+        assert (f"no     grown        prior grown {hint}" in text) is not there
+        assert lines.count(hint) == (not there) and "prior given came" not in text
+        offers = json.loads(CliRunner().invoke(main, ["plugins", "--json"]).output)["entries"]
+        found = {(o["kind"], o["name"]): (o["usable"], o["untrained"]) for o in offers if o["plugin"] == "grown"}
+        assert found["prior", "grown"] == ((True, "") if there else (False, hint))
+        assert found["prior", "given"] == found["task", "grown"] == (True, "")
+
+
+def test_the_weights_that_are_looked_for_are_those_that_would_be_loaded():
+    trained = {e.name for e in registry.entries("task")}
+    priors = [(registry.origin(e), e) for e in registry.entries("prior") if e.name in trained]
+    assert {e.name for _, e in priors} >= {"patch3d", "slice2d", "blend3", "volume3d"}
+    for plugin, entry in priors:
+        there = shipped_checkpoint(entry.target.partition(".")[0], entry.name).is_file()
+        assert (machine.untrained(plugin, entry) == "") is there
 
 
 def test_a_library_is_absent_broken_or_working(tmp_path, monkeypatch):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
 
 import nibabel as nib
+import numpy
 import pytest
 import torch
 
@@ -131,6 +133,7 @@ def test_the_record_says_what_was_done_and_what_it_cost(finished):
     assert record["status"] == "done" and record == finished.record
     assert record["measurement"]["simulated_on"] == "exact" and record["seeds"] == {"solver": 0, "noise": 3}
     assert record["adjoint_mismatch"] < 1e-6 and record["machine"]["torch"] == torch.__version__
+    assert record["machine"]["numpy"] == numpy.__version__ and record["machine"]["numba"] == version("numba")
     fdk, tv = finished.rows
     assert (fdk["method"], tv["method"]) == ("FDK", "TV")
     assert tv["usage"]["view_calls"] == 6 * (tv["usage"]["forward_calls"] + tv["usage"]["adjoint_calls"]) > 0

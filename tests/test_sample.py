@@ -7,8 +7,11 @@ import json
 import pytest
 import torch
 
+from pdframe.core.grid import Grid
+from pdframe.core.problem import Dataset, Item
 from pdframe.core.seeds import generator
-from pdframe.sample import draw_sample
+from pdframe.ct.units import WATER
+from pdframe.sample import draw_sample, nearest
 from pdframe.testing.toys import GaussianPrior
 
 
@@ -85,3 +88,50 @@ def test_the_prior_works_on_the_device_that_was_asked_for(tmp_path, monkeypatch)
     sampling = load_sampling({"device": "meta", "shape": [4, 4, 4], "prior": {"name": "patch3d"}})
     with pytest.raises(InterruptedError, match="^meta$"):
         pdframe.sample.sample(sampling, out_dir=tmp_path)
+
+
+BOX = Grid((24, 24, 24), (12.0, 12.0, 12.0))
+
+
+def body(grid: Grid, half_mm: float, value: float) -> torch.Tensor:
+    """A square column along z, from end to end."""
+    _, y, x = (((torch.arange(n) - (n - 1) / 2) * s).abs() for n, s in zip(grid.shape, grid.spacing, strict=True))
+    inside = (y[:, None] < half_mm) & (x < half_mm)
+    return (inside * value).expand(1, 1, *grid.shape).clone()
+
+
+class Known(Dataset):
+    def __init__(self, **items: tuple[Grid, torch.Tensor]) -> None:
+        self.items = {name: Item(name, x, grid) for name, (grid, x) in items.items()}
+
+    def names(self):
+        return tuple(self.items)
+
+    def load(self, name):
+        return self.items[name]
+
+
+def test_a_thin_slab_is_nearest_to_nothing():
+    """Padded with air it is nearer to a column than most columns are, since the air around both agrees."""
+    x = body(BOX, 60, WATER)
+    x[:, :, :8] = 0
+    low = Grid((6, 24, 24), BOX.spacing)
+    whole = body(BOX, 100, WATER)
+    known = Known(slab=(low, body(low, 60, WATER)), whole=(BOX, whole))
+    padded = torch.zeros_like(x)
+    padded[:, :, 9:15] = body(low, 60, WATER)
+    assert (padded - x).square().mean() < (whole - x).square().mean()
+    said = []
+    found, away = nearest(x, BOX, known, said.append), float((whole - x).square().mean().sqrt())
+    assert found.name == "whole" and found.rmse_hu == pytest.approx(1000 * away / WATER)
+    assert said == ["not compared with slab: it covers less than half of the samples' height"]
+    assert nearest(x, BOX, Known(slab=(low, body(low, 60, WATER)))) is None
+
+
+def test_a_scan_is_compared_where_it_was_taken():
+    """What is the same as far as it reaches is 0 HU away; a whole column of another width is not."""
+    x, part = body(BOX, 60, WATER), Grid((14, 18, 18), BOX.spacing)
+    known = Known(wider=(BOX, body(BOX, 75, WATER)), part=(part, body(part, 60, WATER)))
+    found = nearest(x, BOX, known)
+    assert found.name == "part" and found.rmse_hu < 1e-3
+    assert found.x.shape == x.shape and float(found.x[:, :, 0].abs().max()) == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from pdframe_patch.weights import load_weights
+from safetensors import safe_open
 
 from pdframe.lock import FolderBusy, only_one
 from pdframe.mistakes import ConfigError
@@ -101,6 +102,41 @@ def test_a_killed_run_goes_on_with_the_same_curve(toml, straight, tmp_path):
     assert len(losses(tmp_path)) >= 1
     load_training(toml).run(tmp_path)
     assert losses(tmp_path) == losses(straight)
+    a, b = (load_weights(out / "weights.safetensors")[0] for out in (tmp_path, straight))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+#: Trains, and kills itself as soon as the log has a line of the step that is asked for.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pdframe.train import load_training
+
+def fall(row):
+    if row["step"] == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+load_training(sys.argv[1], [f"train.checkpoint_every_s={sys.argv[3]}"]).run(Path(sys.argv[2]), on_log=fall)
+"""
+
+
+def test_lines_of_the_log_beyond_the_last_state_come_again(toml, straight, tmp_path):
+    """Killed at step 6 with the state of step 4, and at step 10 with no later one, its last line torn."""
+    for every_s, step in ((1e-9, 6), (600, 10)):
+        command = [sys.executable, "-c", KILLED, str(toml), str(tmp_path), str(every_s), str(step)]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+        assert done.returncode == -signal.SIGKILL
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as state:
+        assert state.metadata()["step"] == "4"
+    before = losses(tmp_path)
+    assert [step for step, _ in before] == [2, 4, 6, 8, 10]
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 10, "secon')
+
+    load_training(toml).run(tmp_path)
+    assert losses(tmp_path) == losses(straight) and losses(tmp_path)[:5] == before
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "validation" in row] == [6, 12]
     a, b = (load_weights(out / "weights.safetensors")[0] for out in (tmp_path, straight))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 

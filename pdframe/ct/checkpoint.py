@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
-from torch import nn
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 
 from pdframe.ct.units import WATER
 from pdframe.hooks import BackendMissing
@@ -24,6 +27,10 @@ class NetworkCard(BaseModel, abc.ABC):
 
     A network works in its own units: (HU - centre_hu) / scale_hu, in which a voxel has standard deviation `deviation`.
     spacing_range_mm: in plane, of the volumes it was trained on. spacing_ratio: their z spacing over the one in plane.
+    weights_sha256: of the tensors that lie beside the card, by the function of that name; "" in files without it.
+
+    What only tells of its origin is kept out of `repr`, by which a prior's fingerprint knows its card: a citation that
+    is put right does not make other weights of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,9 +44,10 @@ class NetworkCard(BaseModel, abc.ABC):
     unet: UNetShape = UNetShape()
     spacing_range_mm: tuple[float, float] = (1.0, 5.0)
     spacing_ratio: tuple[float, float] = (0.6, 2.2)
-    training: dict[str, object] = {}
-    data: list[dict[str, str]] = []
-    licence: str = ""
+    training: dict[str, object] = Field({}, repr=False)
+    data: list[dict[str, str]] = Field([], repr=False)
+    licence: str = Field("", repr=False)
+    weights_sha256: str = Field("", repr=False)
 
     @abc.abstractmethod
     def network(self) -> nn.Module:
@@ -78,7 +86,8 @@ def shipped_checkpoint(package: str, name: str) -> Path:
 def load_checkpoint(path: Path, card_class: type[AnyCard]) -> tuple[nn.Module, AnyCard]:
     """The network, ready to evaluate, and its card.
 
-    BackendMissing if the plugin came without its shipped file, FileNotFoundError or ValueError for any other.
+    BackendMissing if the plugin came without its shipped file, FileNotFoundError or ValueError for any other, and
+    ValueError if the weights are not those that the card was written with.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -87,13 +96,15 @@ def load_checkpoint(path: Path, card_class: type[AnyCard]) -> tuple[nn.Module, A
     try:
         with safe_open(path, framework="pt") as file:
             card = card_class.model_validate_json(file.metadata()["card"])
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         network = card.network()
-        network.load_state_dict(tensors)
+        network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
     except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not a checkpoint of this prior ({type(error).__name__}): train one with `pdframe train`"
         ) from error
+    if card.weights_sha256 not in ("", weights_sha256(tensors)):
+        raise ValueError(f"{path} is damaged or was edited: its weights are not those that its card names (SHA-256)")
     network.eval().requires_grad_(False)
     return network.to(memory_format=CHANNELS_LAST[card.unet.dims]), card
 
@@ -105,8 +116,18 @@ def save_checkpoint(path: Path, network: nn.Module, card: NetworkCard) -> None:
     tensors = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
+    card = card.model_copy(update={"weights_sha256": weights_sha256(tensors)})
     save_file(tensors, part, metadata={"card": card.model_dump_json()})
     part.replace(path)
+
+
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, type, shape and bytes of each tensor, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _missing(path: Path) -> Exception:

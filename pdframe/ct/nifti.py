@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +123,7 @@ def _open(path: Path) -> Nifti1Image:
             f"{path}: expected NIfTI ({', '.join(SUFFIXES)}); convert it first, e.g. with SimpleITK or mri_convert"
         )
     try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # what is wrong with a header is said here, in one line
+        with _silent(nib.imageglobals.logger):  # what is wrong with a header is said here, in one line
             image = nib.load(path)
     except (
         nib.filebasedimages.ImageFileError,
@@ -145,6 +147,16 @@ def _open(path: Path) -> Nifti1Image:
     if min(shape) < 1:
         raise ValueError(f"{path}: expected a volume, got shape {tuple(shape)}; copy the file again from its source")
     return image
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Not by its handlers: a logger that has none hands what it says to Python's, which prints it."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _values(image: Nifti1Image, path: Path) -> np.ndarray:

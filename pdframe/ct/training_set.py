@@ -162,15 +162,27 @@ def draw_volume(scans: Sequence[Scan], grids: GridRange, card: NetworkCard, rng:
     """A random scan on a random grid, perhaps mirrored left to right, a little larger or smaller than it is."""
     weights = torch.tensor([scan.weight for scan in scans])
     scan = scans[int(torch.multinomial(weights, 1, generator=rng))]
+    grid, declared = draw_grid(scan, grids, rng)
+    values = scan.on(grid, card)
+    stretch = 1 + grids.contrast * (2 * float(_uniform(rng)) - 1)
+    values = (values - card.air) * stretch + card.air
+    if grids.couch_share and _uniform(rng) < grids.couch_share:
+        values = with_couch(values, declared, card, rng)
+    if _uniform(rng) < 0.5:
+        values = values.flip(-1)
+    return Volume(values.contiguous(), declared)
+
+
+def draw_grid(scan: Scan, grids: GridRange, rng: torch.Generator) -> tuple[Grid, tuple[float, float, float]]:
+    """A random grid over a scan, and the spacing (z, y, x) that is declared for it: its own times a random zoom.
+
+    The scan is sampled at what is declared over the zoom, as if the patient were larger by it.
+    """
     zoom = float(torch.exp(grids.zoom * (2 * _uniform(rng) - 1)))
     spacing, extent = _draw_box(grids, rng)
-    # What is declared is `spacing`; the scan is sampled at spacing / zoom, as if the patient were larger by zoom.
     native = scan.grid.spacing
-    sampled = [
-        max(spacing[0] / zoom, grids.finest_z * native[0]),
-        max(spacing[1] / zoom, 0.9 * native[1]),
-        max(spacing[2] / zoom, 0.9 * native[2]),
-    ]
+    floors = (grids.finest_z * native[0], 0.9 * native[1], 0.9 * native[2])
+    sampled = _in_ratio([max(s / zoom, floor) for s, floor in zip(spacing, floors, strict=True)], grids.spacing_ratio)
     declared = tuple(s * zoom for s in sampled)
     height = scan.body_mm[0][1] - scan.body_mm[0][0]
     if height < 0.8 * extent[0] / zoom or _uniform(rng) < 0.5:
@@ -180,14 +192,17 @@ def draw_volume(scans: Sequence[Scan], grids: GridRange, card: NetworkCard, rng:
         _place(low, high, n * s, rng) for (low, high), n, s in zip(scan.body_mm, shape, sampled, strict=True)
     )
     centre = tuple(c + o for c, o in zip(centre, scan.grid.centre, strict=True))
-    values = scan.on(Grid(shape, tuple(sampled), centre), card)
-    stretch = 1 + grids.contrast * (2 * float(_uniform(rng)) - 1)
-    values = (values - card.air) * stretch + card.air
-    if grids.couch_share and _uniform(rng) < grids.couch_share:
-        values = with_couch(values, declared, card, rng)
-    if _uniform(rng) < 0.5:
-        values = values.flip(-1)
-    return Volume(values.contiguous(), declared)
+    return Grid(shape, tuple(sampled), centre), declared
+
+
+def _in_ratio(spacing: Sequence[float], ratio: tuple[float, float]) -> list[float]:
+    """The spacing (z, y, x), made coarser where z lies outside the range of ratios to the spacing in plane.
+
+    Coarser, since finer would be finer than the scan; what lies in the range is kept to the bit.
+    """
+    z, *plane = spacing
+    plane = [max(width, z / ratio[1]) for width in plane]
+    return [max(z, ratio[0] * max(plane)), *plane]
 
 
 def protocol_volume(scan: Scan, grids: GridRange, card: NetworkCard) -> Volume:

@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.linalg import cg, dot
-from pdframe.core.operator import pseudoinverse
+from pdframe.core.memory import held_bytes, solve_bytes, work_bytes
+from pdframe.core.operator import ForwardOperator, pseudoinverse
 from pdframe.core.prior import per_item
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
@@ -169,6 +170,13 @@ class ADMMTV(Solver[ADMMTVState]):
         if step % self.BALANCE_EVERY or step > self.BALANCE_UNTIL:
             return torch.ones_like(primal)
         return (primal / dual.clamp_min(1e-30)).sqrt().clamp(0.5, 2.0)
+
+
+@solve_bytes.register
+def _(solver: ADMMTV, operator: ForwardOperator, *, device: torch.device | str = "cpu") -> int:
+    """Fullest at the residuals: ten fields like z, four of them for their sums of squares, and x's companions."""
+    slots = len(operator.grid.shape) + 1
+    return held_bytes(operator, (10 * slots + 11, 1), (6, 7)) + work_bytes(solver, operator, device=device)
 
 
 # The gradient scaled by h is the gradient on a grid whose smallest spacing is 1.

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pdframe.core.memory import held_bytes, solve_bytes, work_bytes
 from pdframe.core.operator import ForwardOperator, direct_inverse, pseudoinverse
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
@@ -63,3 +64,9 @@ class Direct(Solver[DirectState]):
 
     def view(self, state: DirectState) -> Progress:
         return Progress(state.x, state.done)
+
+
+@solve_bytes.register
+def _(solver: Direct, operator: ForwardOperator, *, device: torch.device | str = "cpu") -> int:
+    """x before and after, and the filtered data."""
+    return held_bytes(operator, (3, 2)) + work_bytes(solver, operator, device=device)

@@ -9,6 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.linalg import CGLSState, cgls_start, cgls_step
+from pdframe.core.memory import held_bytes, solve_bytes, work_bytes
+from pdframe.core.operator import ForwardOperator
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config
@@ -65,3 +67,9 @@ class CGLS(Solver[CGLSState]):
     def _weights_and_target(self, problem: Problem) -> tuple[Tensor, Tensor]:
         weights = weights_of(problem, self.settings.weighting)
         return weights, self.settings.discrepancy * expected_misfit(problem, weights)
+
+
+@solve_bytes.register
+def _(solver: CGLS, operator: ForwardOperator, *, device: torch.device | str = "cpu") -> int:
+    """x, its direction and slope; the residual and what a step makes of it."""
+    return held_bytes(operator, (8, 1), (6, 8)) + work_bytes(solver, operator, device=device)

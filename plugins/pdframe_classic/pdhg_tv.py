@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.linalg import dot
-from pdframe.core.operator import pseudoinverse
+from pdframe.core.memory import held_bytes, solve_bytes, work_bytes
+from pdframe.core.operator import ForwardOperator, pseudoinverse
 from pdframe.core.prior import per_item
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
@@ -152,6 +153,13 @@ class PDHGTV(Solver[PDHGTVState]):
         far_x = self.WAY * dot(x / tau, x).sqrt()
         far_q = self.settings.weight * (x[0].numel() / sigma_q) ** 0.5
         return torch.where(far_x > 0, far_x / far_q, 1.0) if far_q > 0 else torch.ones_like(far_x)
+
+
+@solve_bytes.register
+def _(solver: PDHGTV, operator: ForwardOperator, *, device: torch.device | str = "cpu") -> int:
+    """Fullest at the residuals: of q, or of p where there are more data than voxels."""
+    axes = len(operator.grid.shape)
+    return held_bytes(operator, (9 * axes + 9, 8), (5 * axes + 9, 12)) + work_bytes(solver, operator, device=device)
 
 
 def _norm(v: Tensor, metric: Tensor) -> Tensor:

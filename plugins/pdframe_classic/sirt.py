@@ -15,6 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.linalg import dot
+from pdframe.core.memory import held_bytes, solve_bytes, work_bytes
+from pdframe.core.operator import ForwardOperator
 from pdframe.core.prior import per_item
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
@@ -90,3 +92,9 @@ class SIRT(Solver[SIRTState]):
     def view(self, state: SIRTState) -> Progress:
         done = state.done or state.step == self.settings.steps
         return Progress(state.x, done, {"misfit": float(state.misfit.mean())})
+
+
+@solve_bytes.register
+def _(solver: SIRT, operator: ForwardOperator, *, device: torch.device | str = "cpu") -> int:
+    """No directions as in conjugate gradients: fullest at the misfit."""
+    return held_bytes(operator, (5, 1), (2, 7)) + work_bytes(solver, operator, device=device)

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.grid import Grid
+from pdframe.core.memory import prior_bytes, tensor_bytes
 from pdframe.core.prior import Prior, per_item, prior_on
 from pdframe.hooks import Config
 from pdframe_classic.gradient import gradient, gradient_adjoint
@@ -75,3 +76,10 @@ class TVPrior(Prior):
 @prior_on.register
 def _(prior: TVPrior, grid: Grid) -> TVPrior:
     return replace(prior, spacing=grid.spacing)
+
+
+@prior_bytes.register
+def _(prior: TVPrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
+    """The dual field three times, its gradient and two more in the making; for a gradient, those of every iteration."""
+    volumes = 6 * (len(shape) - 2) + 2
+    return int(volumes * tensor_bytes(math.prod(shape)) * (prior.settings.iterations if gradient else 1))

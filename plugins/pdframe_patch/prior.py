@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,13 +12,19 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.grid import Grid
+from pdframe.core.memory import prior_bytes, tensor_bytes, weights_bytes
 from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
 from pdframe.ct.network_prior import denoise_volumes, known_spacing, spacing_of, spacing_outside
 from pdframe.hooks import Config
+from pdframe.nn.precondition import fast_bfloat16
 from pdframe_patch import tiling
 from pdframe_patch.context import area_matrices, downsample, noise_gain
 from pdframe_patch.network import PatchNetwork, conditions, coordinates
 from pdframe_patch.weights import Card, load_weights
+
+#: Values that a U-Net holds at once, for each voxel and channel of its first level: without a gradient, and with one
+#: (counted on the presets; the spread between them is a third).
+HELD, HELD_FOR_GRADIENT = 14, 64
 
 
 class PatchPriorConfig(Config):
@@ -87,12 +94,15 @@ class PatchPrior(Prior):
                 steering.expand(n, -1),
             )
 
-        # As many voxels at once as keep the device busy, whatever the size of a patch.
-        batch = self.batch or max(1, (2**21 if device.type == "cuda" else 2**17) // patch**3)
+        batch = self._batch_on(device)
         if self.tiling == "blended":
             return tiling.evaluate_blended(padded, context, tiling.overlapping(shape, patch), denoise_patches, batch)
         tiles = tiling.partition(shape, patch, tiling.random_offset(patch, rng))
         return tiling.evaluate(padded, context, tiles, denoise_patches, batch)
+
+    def _batch_on(self, device: torch.device) -> int:
+        """As many patches at once as keep the device busy, whatever the size of one."""
+        return self.batch or max(1, (2**21 if device.type == "cuda" else 2**17) // self.card.patch**3)
 
 
 @prior_on.register
@@ -115,3 +125,14 @@ def _(prior: PatchPrior, shape: tuple[int, ...]) -> dict[str, float]:
         tiles = tiling.partition(spatial, patch, (patch // 2,) * 3)
     patches = shape[0] * len(tiles.starts)
     return {"voxels": float(patches * patch**3), "flops": float(patches * prior.card.patch_flops)}
+
+
+@prior_bytes.register
+def _(prior: PatchPrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
+    """Four volumes with their padding and four without, twice as many for a gradient; the network on one batch."""
+    patch, unet, device = prior.card.patch, prior.card.unet, torch.device(device)
+    padded = math.prod(n + 2 * patch for n in shape[-3:])
+    volumes = int(4 * (tensor_bytes(padded) + tensor_bytes(math.prod(shape[-3:]))) * (2 if gradient else 1))
+    values = prior._batch_on(device) * (patch / unet.fold) ** 3 * unet.width
+    itemsize = 2 if fast_bfloat16(device) else 4
+    return volumes + int(itemsize * values * (HELD_FOR_GRADIENT if gradient else HELD)) + weights_bytes(prior)

@@ -30,8 +30,8 @@ from pdframe_solvers.start import Start, WarmSolver, started
 
 
 class DiffPIRConfig(LadderConfig):
-    """Settings of `diffpir`. `steps`, `strength` and `zeta` are the paper's (`zeta` that of its deblurring; it tunes it by
-    task, up to 1). Noise levels are in units of the prior's standard deviation of one voxel."""
+    """Settings of `diffpir`. `steps`, `strength` and `zeta` are the paper's (`zeta` that of its deblurring; it tunes it
+    by task, up to 1). Noise levels are in units of the prior's standard deviation of one voxel."""
 
     steps: Steps = 100
     sigma_max: SigmaMax = 10.0

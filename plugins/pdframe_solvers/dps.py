@@ -31,6 +31,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.linalg import dot
+from pdframe.core.memory import held_bytes, solve_bytes, work_bytes
+from pdframe.core.operator import ForwardOperator
 from pdframe.core.prior import Prior, per_item
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
@@ -128,3 +130,10 @@ class DPS(WarmSolver[DPSState]):
         stats = {"sigma": state.sigma, "misfit": state.misfit} if state.step else {}
         x0 = state.x0.clamp_min(0) if self.settings.nonnegative else state.x0
         return Progress(x0, state.step == self.settings.steps, stats)
+
+
+@solve_bytes.register
+def _(solver: DPS, operator: ForwardOperator, *, device: torch.device | str = "cpu") -> int:
+    """With the prior's gradient, if it is taken."""
+    through = solver.settings.jacobian == "exact"
+    return held_bytes(operator, (12, 1), (6, 6)) + work_bytes(solver, operator, device=device, gradient=through)

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.config import SolverPart
-from pdframe.core.operator import pseudoinverse
+from pdframe.core.memory import solve_bytes
+from pdframe.core.operator import ForwardOperator, pseudoinverse
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Leg, Progress, Solver
@@ -103,3 +104,9 @@ class Relay(Solver[RelayState]):
         if not seen.done and state.steps < self.first.total_steps:
             return state
         return RelayState(self.second.begin_at(problem, seen.x, rng), 0, True)
+
+
+@solve_bytes.register
+def _(solver: Relay, operator: ForwardOperator, *, device: torch.device | str = "cpu") -> int:
+    """The larger of its two: the first is gone when the second runs."""
+    return max(solve_bytes(part, operator, device=device) for part in (solver.first, solver.second))

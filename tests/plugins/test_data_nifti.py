@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -29,6 +31,7 @@ REFUSED = {
     "made_directed.nrrd": "convert it first",
     "made_directed.mha": "convert it first",
     "made_directed.mhd": "convert it first",
+    "made_directed.raw": "convert it first",
     "nibabel_test.mgz": "convert it first",
     "nibabel_minc2_1_scale.mnc": "convert it first",
     "nibabel_example_nifti2.nii.gz": "one 3D volume",
@@ -88,6 +91,37 @@ def test_scaled_integers_read_to_their_quantum():
 @pytest.mark.parametrize(("name", "words"), REFUSED.items())
 def test_shared_files_refused_in_one_line(name, words):
     refused(shared(name), words)
+
+
+def test_a_float_file_reads_where_it_is_in_the_scanner_to_the_bit(tmp_path):
+    """Big-endian float32, x, y, z towards R, A, S; it holds no HU, which is noted."""
+    path = shared("nibabel_reoriented_anat_moved.nii")
+    item, original = read_nifti(path), nib.load(path)
+    assert item.grid.shape == (22, 26, 21) and item.grid.spacing == (4.0, 4.0, 4.0)
+    assert item.header["notes"] == ("no value below 0: perhaps not HU",)
+    write_nifti(tmp_path / "back.nii", item.x, item.grid, item.header, dtype="float32")
+    back = nib.load(tmp_path / "back.nii")
+    assert np.allclose(back.affine, original.affine, atol=1e-5)
+    assert np.abs(back.get_fdata() - original.get_fdata()).max() < 1e-2  # of 21200: float32 on the way through 1/mm
+
+
+def test_what_is_refused_is_one_line_on_the_terminal_too(tmp_path):
+    """nibabel has a log of its own, and Python prints what no handler takes; pytest's handler takes it."""
+    image = nib.Nifti1Image(plain_hu(), None)
+    image.header["pixdim"][1:4] = 0
+    image.header.set_qform(None, 0)
+    (tmp_path / "zero.nii").write_bytes(image.to_bytes())
+    code = "import sys; from pdframe.ct.nifti import read_nifti\ntry: read_nifti(sys.argv[1])\n"
+    code += "except ValueError as error: sys.exit(str(error))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "zero.nii"], capture_output=True, text=True)
+    assert done.returncode == 1 and "no orientation" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_log_of_nibabel_is_as_it_was_after_a_file():
+    logger = nib.imageglobals.logger
+    before = (logger.disabled, list(logger.handlers))
+    read_nifti(PLAIN)
+    assert (logger.disabled, logger.handlers) == before
 
 
 @pytest.mark.parametrize("name", ["niivue_CT_pitch_rotated_u8.nii.gz", "nibabel_standard.nii.gz"])

@@ -78,7 +78,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(prior, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, prior.network, prior.card)
     network, card = load_weights(path)
-    assert card == prior.card
+    assert card.model_copy(update={"weights_sha256": ""}) == prior.card
     for a, b in zip(network.parameters(), prior.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]

@@ -224,19 +224,25 @@ def ball(x, y, z):
     return ((x - MIDDLE[0]) ** 2 + (y - MIDDLE[1]) ** 2 + (z - MIDDLE[2]) ** 2 <= BALL**2).astype(float)
 
 
-def errors(n: int, form: str) -> tuple[float, float]:
-    """Relative L2 errors against analytic integrals of the ball and the Gaussian, n^3 voxels in a 200 mm cube."""
+def scan(n: int, form: str) -> ConeBeam:
+    """20 views of n^3 voxels in a 200 mm cube."""
     h = 200.0 / n
-    grid = Grid((n,) * 3, (h,) * 3)
-    geometry = ct.circular(Bench((3 * n // 2,) * 2, (1.5 * h,) * 2), 20)
-    operator = ConeBeam(geometry, grid, form)
-    distance = line_integrals(geometry, MIDDLE)
-    true_ball = torch.from_numpy(2 * np.sqrt(np.maximum(BALL**2 - distance, 0)))[None, None]
-    true_gauss = torch.from_numpy(SIGMA * math.sqrt(2 * math.pi) * np.exp(-distance / (2 * SIGMA**2)))[None, None]
-    return (
-        relative(operator.forward(phantom(grid, ball, fine=5)), true_ball),
-        relative(operator.forward(phantom(grid, gaussian, fine=1)), true_gauss),
-    )
+    return ConeBeam(ct.circular(Bench((3 * n // 2,) * 2, (1.5 * h,) * 2), 20), Grid((n,) * 3, (h,) * 3), form)
+
+
+def gaussian_error(operator: ConeBeam) -> float:
+    """Relative L2 error against the analytic integrals."""
+    squared = line_integrals(operator.geometry, MIDDLE)
+    truth = torch.from_numpy(SIGMA * math.sqrt(2 * math.pi) * np.exp(-squared / (2 * SIGMA**2)))[None, None]
+    return relative(operator.forward(phantom(operator.grid, gaussian, fine=1)), truth)
+
+
+def errors(n: int, form: str) -> tuple[float, float]:
+    """The same of the ball, and of the Gaussian."""
+    operator = scan(n, form)
+    squared = line_integrals(operator.geometry, MIDDLE)
+    truth = torch.from_numpy(2 * np.sqrt(np.maximum(BALL**2 - squared, 0)))[None, None]
+    return relative(operator.forward(phantom(operator.grid, ball, fine=5)), truth), gaussian_error(operator)
 
 
 def test_analytic_line_integrals() -> None:
@@ -245,6 +251,8 @@ def test_analytic_line_integrals() -> None:
     assert coarse == pytest.approx((2.26e-2, 2.44e-3), rel=0.1)
     assert fine == pytest.approx((1.133e-2, 7.30e-4), rel=0.1)
     assert errors(64, "planes") == pytest.approx(coarse, rel=1e-3)
+    assert gaussian_error(scan(128, "planes")) == pytest.approx(fine[1], rel=1e-3)
+    assert gaussian_error(scan(256, "auto")) == pytest.approx(2.06e-4, rel=0.1)
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n not in ("volume wider than panel", "coarse pixels")])

@@ -141,7 +141,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved_and_only_to_its_own_prior(tmp_p
     path, prior = tmp_path / "w.safetensors", real(3)
     save_checkpoint(path, prior.network, prior.card)
     network, loaded = load_weights("blend3", path, 3)
-    assert loaded == prior.card and loaded.slices == 3
+    assert loaded.model_copy(update={"weights_sha256": ""}) == prior.card and loaded.slices == 3
     for a, b in zip(network.parameters(), prior.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
     assert Blend3Config(weights=path, strides=(3,)).build().strides == (3,)
