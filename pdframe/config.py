@@ -153,6 +153,9 @@ class Sampling(Config):
     shape: tuple[int, ...] = Field((128, 128, 128), description="voxels along (z, y, x)")
     spacing_mm: tuple[float, ...] = Field((2.75, 2.75, 2.75), description="voxel size along (z, y, x)")
     steps: int = Field(50, ge=1, description="noise levels")
+    eta: float = Field(0.85, ge=0, le=1, description="share of fresh noise in each DDIM step; 0 is deterministic")
+    rounds: int = Field(1, ge=1, description="rounds at each level, re-noised to the same level in between (K)")
+    tilings: int = Field(1, ge=1, description="denoiser calls averaged in each round, each with a fresh tiling (K)")
     prior: PriorPart
     nearest: DatasetPart | None = Field(None, description="dataset whose nearest volume is shown beside each sample")
     report: Report = Report()

@@ -25,8 +25,9 @@ from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
 
 RECORD, CONFIG, MEASUREMENT, FIGURE = "record.json", "config.toml", "measurement.safetensors", "figure.png"
+BENCH = "bench.json"
 METHOD, TRACE, TRUTH, STATE = "method.json", "trace.jsonl", "truth", "state.safetensors"
-#: What the record of each command holds, and that of no other.
+#: What the record of each command holds, and that of no other; a bench has a file of its own for it.
 MARKS = {"run": "config_sha256", "sample": "prior_sha256", "train": "task"}
 #: Status in the record of a run that is being started afresh: what lies beside it counts for nothing.
 CLEARING = "clearing"
@@ -34,7 +35,7 @@ CLEARING = "clearing"
 _FIXED = "|".join(map(re.escape, (RECORD, CONFIG, MEASUREMENT, FIGURE, METHOD, TRACE)))
 _VOLUMES = rf"(volume|{TRUTH}|deviation|sample_\d+)\.(nii\.gz|safetensors)"
 _OWN = rf"{_FIXED}|{_VOLUMES}|(checkpoint|solution)_\d+\.safetensors"
-_TEMPORARY = rf"\.({_OWN})\.\d+\.part|checkpoint_\d+\.safetensors\.\d+\.partial"
+_TEMPORARY = rf"\.({_OWN}|{re.escape(BENCH)})\.\d+\.part|checkpoint_\d+\.safetensors\.\d+\.partial"
 
 
 def write(path: Path, data: str | bytes) -> None:
@@ -142,7 +143,7 @@ def held(folder: Path, command: str) -> Iterator[None]:
 
     ConfigError if the folder holds files and no record of that command, FolderBusy if another process is at work in it.
     """
-    _refuse_foreign(folder, command)
+    refuse_foreign(folder, command)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with only_one(folder):
@@ -153,7 +154,7 @@ def held(folder: Path, command: str) -> Iterator[None]:
                 path.rmdir()
 
 
-def _refuse_foreign(folder: Path, command: str) -> None:
+def refuse_foreign(folder: Path, command: str) -> None:
     """ConfigError for a folder that `pdframe COMMAND` did not begin: it might write over somebody's own files."""
     if not folder.is_dir() or _begun(folder, command):
         return
@@ -170,9 +171,11 @@ def _refuse_foreign(folder: Path, command: str) -> None:
 def _begun(folder: Path, command: str) -> bool:
     """Whether the record in a folder is that of `pdframe COMMAND`."""
     try:
-        record = read_json(folder / RECORD)
+        record = read_json(folder / (BENCH if command == "bench" else RECORD))
     except ValueError:
         return False
+    if command == "bench":
+        return isinstance(record, dict) and "bench_sha256" in record
     machine = record.get("machine") if isinstance(record, dict) else None
     if isinstance(machine, dict) and "pdframe" in machine and MARKS[command] in record:
         return True

@@ -49,12 +49,16 @@ def draw_sample(
     steps: int,
     rng: torch.Generator,
     eta: float = 0.85,
+    rounds: int = 1,
+    tilings: int = 1,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
     """A sample (1, 1, *shape) in the unit of x, by DDIM steps down the prior's whole range of noise.
 
     Yields the estimate E[x0 | x] of every step; the last is the sample. eta is the share of fresh noise in a step
-    (Song et al. 2021, eq. 12, in the variance-exploding form). The prior works on `device`; the noise is drawn where
+    (Song et al. 2021, eq. 12, in the variance-exploding form). The K partitions of a level (arXiv 2512.18161) may be
+    read in two ways: `tilings` averages so many calls of the denoiser, each with a tiling of its own; `rounds` goes
+    through the level so often, with noise put back in between. The prior works on `device`; the noise is drawn where
     `rng` lives, and is the same on any device.
     """
     lowest, highest = prior.sigma_range
@@ -62,8 +66,11 @@ def draw_sample(
     x = torch.full((1, 1, *shape), prior.mean, device=device)
     x = x + sigmas[0] * normal(x, rng)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x0 = prior.denoise(x, x.new_full((1,), sigma), rng=rng)
-        x = x0 + sigma_next * (math.sqrt(1 - eta**2) * (x - x0) / sigma + eta * normal(x, rng))
+        for left in reversed(range(rounds)):
+            x0 = torch.stack([prior.denoise(x, x.new_full((1,), sigma), rng=rng) for _ in range(tilings)]).mean(0)
+            x = x0 + sigma_next * (math.sqrt(1 - eta**2) * (x - x0) / sigma + eta * normal(x, rng))
+            if left:
+                x = x + math.sqrt(sigma**2 - sigma_next**2) * normal(x, rng)
         yield x0
 
 
@@ -122,7 +129,8 @@ def _draw_one(
     rng, meter = generator(sampling.seed, "sample", index), Meter(device)
     shape, counted = tuple(sampling.shape), counted_prior(prior, meter)
     with torch.no_grad(), meter.clock("seconds"):
-        estimates = draw_sample(counted, shape, steps=sampling.steps, rng=rng, device=device)
+        how = {"steps": sampling.steps, "eta": sampling.eta, "rounds": sampling.rounds, "tilings": sampling.tilings}
+        estimates = draw_sample(counted, shape, **how, rng=rng, device=device)
         for done, estimate in enumerate(estimates, 1):
             progress.stepped(done)
             x = estimate

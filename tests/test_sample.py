@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pdframe.core.grid import Grid
+from pdframe.core.prior import Prior
 from pdframe.core.problem import Dataset, Item
 from pdframe.core.seeds import generator
 from pdframe.ct.units import WATER
@@ -25,6 +26,33 @@ def test_samples_of_a_gaussian_prior_have_its_mean_and_deviation():
     *_, x = draw_sample(prior, (8, 8, 8), steps=60, rng=generator(0), eta=0.0)
     assert float(x.mean()) == pytest.approx(0.02, abs=4 * 0.004 / 512**0.5)
     assert float(x.std()) == pytest.approx(0.004, rel=0.15)
+
+
+@pytest.mark.parametrize("k", [{"rounds": 2}, {"tilings": 2}, {"rounds": 2, "tilings": 3}])
+def test_k_calls_at_a_level_leave_the_law_as_it_is(k):
+    """Noise put back by a round is as much as its step took away: a smaller or larger deviation would tell."""
+    *_, x = draw_sample(white(0.004), (8, 8, 8), steps=60, rng=generator(0), eta=0.0, **k)
+    assert float(x.mean()) == pytest.approx(0.02, abs=4 * 0.004 / 512**0.5)
+    assert float(x.std()) == pytest.approx(0.004, rel=0.15)
+
+
+def test_k_calls_are_made_at_every_level():
+    class Counted(Prior):
+        """Says at which levels it was asked."""
+
+        sigma_range, mean, deviation = (1e-4, 1e-2), 0.02, 0.004
+
+        def __init__(self):
+            self.calls = []
+
+        def denoise(self, x, sigma, *, rng=None):
+            self.calls.append(float(sigma))
+            return torch.full_like(x, self.mean)
+
+    prior = Counted()
+    assert len(list(draw_sample(prior, (8, 8, 8), steps=4, rng=generator(0), rounds=2, tilings=3))) == 4
+    calls = prior.calls
+    assert len(calls) == 24 and len(set(calls)) == 4
 
 
 def test_the_same_generator_gives_the_same_sample():

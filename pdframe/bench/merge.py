@@ -15,7 +15,6 @@ import tomli_w
 from pdframe import runfolder
 from pdframe.bench.lock import LOCK, LOG, TUNING, joined
 from pdframe.bench.rows import BENCH, ROW, ROWS, TRIED_AGAIN, whole
-from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
 
 CASES, TRUTH, CASE, TOML = "cases", "truth", "case.json", "bench.toml"
@@ -38,7 +37,7 @@ def merge(into: Path, sources: Sequence[Path]) -> Merged:
     values, if a method has two settings under one label, if one row has two results, or if one method was tuned twice.
     Methods that were tuned apart, by the same rules on the same cases, have one lock from then on.
     """
-    with only_one(into):
+    with runfolder.held(into, "bench"):
         known = [into] if (into / BENCH).is_file() else []
         folders = [*known, *sources]
         _same_bench(folders)
@@ -50,6 +49,7 @@ def merge(into: Path, sources: Sequence[Path]) -> Merged:
             for name, row in _rows(folder):
                 count += 1
                 rows[name] = _better(rows[name], row) if name in rows else row
+        _write_head(folders, into)  # the first file of all, for it says whose folder this is
         for folder in sources:
             _copy_cases(folder, into)
         if tuning is not None:
@@ -57,7 +57,6 @@ def merge(into: Path, sources: Sequence[Path]) -> Merged:
         added = [name for name, row in rows.items() if row != into / ROWS / name]
         for name in added:
             _copy_folder(rows[name], into / ROWS / name)
-        _write_head(folders, into)
     return Merged(into, len(added), count - len(added))
 
 

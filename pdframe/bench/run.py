@@ -16,7 +16,6 @@ from pdframe.bench.config import Bench, CasePlan, Method, Split, bench_sha256, f
 from pdframe.bench.driver import Driver, RowPlan, freeze_cases
 from pdframe.bench.lock import trials_spent, tuned
 from pdframe.bench.rows import BENCH
-from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
 from pdframe.part import Part, PartOf
 from pdframe.report.progress import Progress, Silent, on_console
@@ -54,7 +53,7 @@ def run_bench(
     """
     folder = out_dir or default_folder(bench, variant)
     progress = on_console() if console else Silent()
-    with only_one(folder):
+    with runfolder.held(folder, "bench"):
         plans = _opened(bench, folder, progress)
         asked = [plan for plan in plans if not only or _is_asked_for(plan, only)]
         if not asked:
@@ -81,7 +80,7 @@ def freeze_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = ""
     """Freezes the cases of the test split and runs nothing. Errors as `run_bench`."""
     folder = out_dir or default_folder(bench, variant)
     progress = on_console() if console else Silent()
-    with only_one(folder):
+    with runfolder.held(folder, "bench"):
         plans = _opened(bench, folder, progress)
         freeze_cases(bench, plans, folder, progress)
     return BenchResult(folder, 0, len(plans))

@@ -23,7 +23,6 @@ from pdframe.bench.rows import FAILED, ROW, ROWS
 from pdframe.bench.run import alone, default_folder, write_head
 from pdframe.bench.search import Trial, propose
 from pdframe.bench.statistics import patient_mean
-from pdframe.lock import only_one
 from pdframe.mistakes import ConfigError
 from pdframe.report.progress import Silent, on_console
 
@@ -69,7 +68,7 @@ def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", 
     folder = out_dir or default_folder(bench, variant)
     progress = on_console() if console else Silent()
     rules = _checked(bench)
-    with only_one(folder):
+    with runfolder.held(folder, "bench"):
         lock = read_lock(bench, folder)
         if lock is not None:
             tuned(bench, folder)

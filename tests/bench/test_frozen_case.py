@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
+from click.testing import CliRunner
 
-from pdframe import build
+from pdframe import build, runfolder
 from pdframe.bench.case import freeze, open_case
 from pdframe.bench.config import Bench, load_bench
 from pdframe.bench.driver import _judged
 from pdframe.bench.job import Outcome, Point
+from pdframe.cli import main
 from pdframe.core.budget import Usage
 from pdframe.core.noise import GaussianNoise
 from pdframe.core.seeds import generator
@@ -83,3 +86,17 @@ def test_an_exact_answer_has_no_psnr_rather_than_an_infinite_one(tmp_path):
     (row,) = told["rows"]
     assert row["metrics"]["rmse_hu"] == 0 and "psnr_db" not in row["metrics"]
     assert all(math.isfinite(value) for value in (*row["metrics"].values(), *told["curve"][0].values()))
+
+
+@pytest.mark.parametrize("command", ["run", "tune", "merge"])
+def test_a_folder_with_files_of_ones_own_is_left_alone(tmp_path, command):
+    source = tmp_path / "done"
+    runfolder.write_json(source / "bench.json", {"bench_sha256": "0", "methods": [], "cases": []})
+    (tmp_path / "mine").mkdir()
+    toml = tmp_path / "mine" / "bench.toml"
+    table = bench_of(PHANTOM, PHANTOM | {"figure": "ellipsoids"}).resolved() | {"tuning": {"trials": 1}}
+    toml.write_text(mine := "# mine\n" + tomli_w.dumps(table))
+    words = [str(toml.parent), str(source)] if command == "merge" else [str(toml), "--out", str(toml.parent)]
+    done = CliRunner().invoke(main, ["bench", command, *words])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1) and "but it holds bench.toml" in done.stderr
+    assert toml.read_text() == mine and sorted(p.name for p in toml.parent.iterdir()) == ["bench.toml"]
