@@ -57,7 +57,9 @@ class RunResult:
 
     @property
     def table(self) -> str:
-        return as_text(self.rows)
+        """The rows as text, and below them which methods a limit stopped."""
+        cut = [f"{m['label']}: {m['sentence']}" for m in self.record["methods"] if m["status"] != Status.finished.name]
+        return "\n".join([as_text(self.rows), *cut])
 
     def volume(self, label: str | None = None) -> Tensor:
         """The x that a method found, by label; default: that of the main solver. HU were rounded to whole numbers."""
@@ -186,6 +188,8 @@ def _setting(experiment: Experiment, kept: Path, progress: Progress) -> Setting:
             progress.say(f"simulating the measurement of {name}")
             how = {"seed": wanted.seed, "on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
             measured = measure.simulate(dataset, name, operator, noise, **how)
+    if measured.record.get("finer") is False:
+        progress.say("note: the data were simulated on the grid that is reconstructed, which flatters every method")
     masks = {mask: where.to(device) for mask, where in item.masks.items()}
     item = replace(item, x=item.x.to(device), masks=masks)
     case = Case(Problem(operator, measured.y.to(device), noise), item.x, name)

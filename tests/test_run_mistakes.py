@@ -82,3 +82,14 @@ def test_a_scan_that_changed_since_the_run_is_told_and_nothing_is_mixed(tmp_path
     with pytest.raises(ConfigError, match=r"scan\.nii changed since the run in .* began: start afresh"):
         experiment.run(tmp_path / "r")
     assert experiment.run(tmp_path / "r", fresh=True).record["files"] != first.record["files"]
+
+
+def test_a_flattering_simulation_and_a_method_that_was_cut_short_are_told(tmp_path, capsys):
+    told = "simulated on the grid that is reconstructed, which flatters every method"
+    solver = {"name": "admm_tv", "label": "TV", "steps": 2}
+    settings(solver=solver, measurement={"simulate_on": "grid"}).run(tmp_path / "cut", console=True)
+    said = capsys.readouterr().out
+    assert told in said and "TV: Stopped at the step limit before the solver's own stopping rule" in said
+    settings(solver={"name": "fdk"}).run(tmp_path / "whole", console=True)
+    said = capsys.readouterr().out
+    assert told not in said and "Stopped" not in said
