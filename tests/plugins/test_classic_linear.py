@@ -122,7 +122,7 @@ def test_tikhonov_costs_what_it_says_and_solves_each_item_as_if_alone():
     assert usage.forward_calls == POWER_ITERATIONS + 1 + 6
     assert usage.adjoint_calls == POWER_ITERATIONS - 1 + 2 + 6
     y = torch.cat([one.y, 3 * one.y.flip(2)])
-    solver = TikhonovConfig(tolerance=1e-6).build()
+    solver = TikhonovConfig(tolerance=1e-11).build()
     together = solve(dataclasses.replace(one, y=y), solver).x
     for i in range(2):
         alone = solve(dataclasses.replace(one, y=y[i : i + 1]), solver).x
