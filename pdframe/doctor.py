@@ -124,7 +124,7 @@ def _measurement(experiment: Experiment, parts: dict[str, Any]) -> Finding | Non
         return None
     noise = experiment.noise.build() if experiment.noise else NoNoise()
     dataset, item, operator = parts["dataset"], parts["item"], parts["operator"]
-    found = measure.obtain(experiment.measurement, dataset, item.name, operator, noise, kept=Path())
+    found = measure.obtain(experiment.measurement, dataset, item.name, operator, noise)
     return Finding("measurement", True, f"{found.record['file']}: of this item, geometry and noise")
 
 

@@ -51,6 +51,11 @@ def provenance() -> dict[str, object]:
     return {"machine": facts(), "plugins": {p.name: f"{p.distribution} {p.version}" for p in registry.plugins()}}
 
 
+def cores() -> int:
+    """Those that this process may use: a cluster's scheduler may have given it a part of the machine."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def facts() -> dict[str, object]:
     """Processor, memory, the libraries that compute, torch's devices."""
     import torch
@@ -61,7 +66,7 @@ def facts() -> dict[str, object]:
         "pdframe": _installed("pdframe"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": cores(),
         "cpu_features": [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
         "onednn_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         "memory_gib": _gib(total_bytes()),

@@ -62,19 +62,26 @@ def frozen_measurement(dataset: Dataset, name: str) -> Path:
 
 
 def obtain(
-    wanted: Wanted, dataset: Dataset, name: str, operator: ForwardOperator, noise: Noise, *, kept: Path, key: str = ""
+    wanted: Wanted,
+    dataset: Dataset,
+    name: str,
+    operator: ForwardOperator,
+    noise: Noise,
+    *,
+    kept: Path | None = None,
+    key: str = "",
 ) -> Measurement:
-    """The frozen measurement that is wanted; else the one in the file `kept`; else a new one, which is then kept.
+    """The frozen measurement that is wanted; else the one in the file `kept`, if there is one; else a new one.
 
     key: as in `simulate`.
     """
     if wanted.frozen:
         path = wanted.frozen if isinstance(wanted.frozen, Path) else frozen_measurement(dataset, wanted.frozen)
         return load(path, operator, noise, item=name)
-    if not kept.is_file():
-        options = {"on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
-        save(simulate(dataset, name, operator, noise, seed=wanted.seed, key=key, **options), kept)
-    return load(kept, operator, noise)
+    if kept is not None and kept.is_file():
+        return load(kept, operator, noise)
+    options = {"on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
+    return simulate(dataset, name, operator, noise, seed=wanted.seed, key=key, **options)
 
 
 def simulate(

@@ -13,8 +13,7 @@ import importlib.util
 import inspect
 import os
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -28,8 +27,6 @@ from pdframe.mistakes import ConfigError, explain
 
 #: Keys of a TOML table that belong to the framework, so that no plugin may use them for a setting.
 RESERVED = ("name", "label", "prior")
-#: Kinds that may not be built now: why not, and the names that were asked for all the same.
-_refused: dict[str, tuple[str, list[str]]] = {}
 
 
 class RegistryError(LookupError):
@@ -120,7 +117,6 @@ def install_command(entry: Entry) -> str:
 
 def load_config_class(entry: Entry) -> type[Config]:
     """The `Config` subclass behind an entry; this imports the plugin's module."""
-    check_allowed(entry.kind, entry.name)
     module_name, _, attribute = entry.target.partition(":")
     where = f"{entry.kind} {entry.name!r} (plugin {origin(entry).name!r})"
     try:
@@ -160,37 +156,12 @@ def build(kind: str, name: str, /, *, context: Mapping[str, Any] | None = None, 
 
 def build_from(kind: str, name: str, config: Config, context: Mapping[str, Any]) -> Any:
     """`config.build` with what it asks for, taken from `context`."""
-    check_allowed(kind, name)
     require(find(kind, name))
     parameters = list(inspect.signature(config.build).parameters.values())
     lacking = [p.name for p in parameters if p.default is p.empty and p.name not in context]
     if lacking:
         raise RegistryError(f"{kind} {name!r} is built from {', '.join(lacking)}, which was not given")
     return config.build(**{p.name: context[p.name] for p in parameters if p.name in context})
-
-
-@contextmanager
-def refusing(kind: str, reason: str) -> Iterator[list[str]]:
-    """Until the block ends nothing of a kind is built, in any thread; yields the names that are asked for nonetheless.
-
-    Whoever asks may swallow the error: the list still tells.
-    """
-    _check_kind(kind)
-    before, asked = _refused.copy(), list[str]()
-    _refused[kind] = reason, asked
-    try:
-        yield asked
-    finally:
-        _refused.clear()
-        _refused.update(before)
-
-
-def check_allowed(kind: str, name: str) -> None:
-    """RegistryError with the reason if the kind is refused now; that it was asked for is remembered."""
-    if kind in _refused:
-        reason, asked = _refused[kind]
-        asked.append(name)
-        raise RegistryError(f"{kind} {name!r} is refused: {reason}")
 
 
 def refresh() -> None:

@@ -132,7 +132,7 @@ def _run(experiment: Experiment, digest: str, folder: Path, fresh: bool, progres
     if experiment.title:
         progress.say(experiment.title)
     kept = folder / runfolder.MEASUREMENT
-    setting = _setting(experiment, Path() if fresh else kept, progress)
+    setting = _setting(experiment, None if fresh else kept, progress)
     # The baselines first: they are quick, and tell early whether the data are what they should be.
     main, *compared = experiment.methods
     ordered = (*compared, main)
@@ -168,7 +168,7 @@ def _run(experiment: Experiment, digest: str, folder: Path, fresh: bool, progres
     return RunResult(folder, record)
 
 
-def _setting(experiment: Experiment, kept: Path, progress: Progress) -> Setting:
+def _setting(experiment: Experiment, kept: Path | None, progress: Progress) -> Setting:
     """Data, operator and measurement; the last from the file `kept` if it is there."""
     device = machine.chosen(experiment.device)
     with as_mistake("dataset"):
@@ -182,12 +182,9 @@ def _setting(experiment: Experiment, kept: Path, progress: Progress) -> Setting:
     noise = experiment.noise.build() if experiment.noise else NoNoise()
     wanted = experiment.measurement
     with as_mistake("measurement"):
-        if wanted.frozen or kept.is_file():
-            measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept)
-        else:
+        if not (wanted.frozen or (kept is not None and kept.is_file())):
             progress.say(f"simulating the measurement of {name}")
-            how = {"seed": wanted.seed, "on": wanted.simulate_on, "oversampling": wanted.detector_oversampling}
-            measured = measure.simulate(dataset, name, operator, noise, **how)
+        measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept)
     if measured.record.get("finer") is False:
         progress.say("note: the data were simulated on the grid that is reconstructed, which flatters every method")
     masks = {mask: where.to(device) for mask, where in item.masks.items()}

@@ -158,8 +158,9 @@ def refuse_foreign(folder: Path, command: str) -> None:
     """ConfigError for a folder that `pdframe COMMAND` did not begin: it might write over somebody's own files."""
     if not folder.is_dir() or _begun(folder, command):
         return
-    # A process that was killed before its record was written leaves its lock, or that record half written.
-    names = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not re.fullmatch(_TEMPORARY, p.name))
+    # A process that was killed before its record was written leaves its lock, or that record half written; and nothing
+    # of ours has the name of anybody else's hidden file.
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     if names:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise ConfigError(

@@ -92,8 +92,9 @@ class Training(Config):
             self._refuse_another(kept)
             with as_mistake("task"):
                 task = self.task.build()
-            if first:  # the record before all else, for it says whose folder this is
+            if first and not (out_dir / runfolder.RECORD).is_file():  # before all else: it says whose folder this is
                 runfolder.write_json(out_dir / runfolder.RECORD, {"task": self.task.name, **machine.provenance()})
+            if first:
                 runfolder.write(kept, dump(self))
             return train(task, self.train, out_dir, on_log=on_log)
 

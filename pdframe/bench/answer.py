@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pdframe import machine, registry, runfolder, solutions
+from pdframe import machine, runfolder, solutions
 from pdframe.bench.guard import Guard
 from pdframe.bench.job import Job, Outcome, Point
 from pdframe.core.budget import Budget, Usage
@@ -95,17 +95,22 @@ def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
 
 @contextmanager
 def _without_datasets() -> Iterator[list[str]]:
-    """Until the block ends no dataset can be made, by its name, its settings or its class; yields those asked for."""
-    # It stays there, and lets everything through when the block has ended: Python cannot take `__new__` back.
-    Dataset.__new__ = _unless_refused  # type: ignore[method-assign, assignment]
-    with registry.refusing("dataset", "a row is solved without the truth, which a dataset may hold") as asked:
+    """Until the block ends no dataset is made, whatever way it is asked for; yields the classes that were."""
+    asked: list[str] = []
+    ended = False
+
+    def made(kind: type[Dataset], *_: Any, **__: Any) -> Dataset:
+        if not ended:
+            asked.append(kind.__name__)
+            raise PermissionError(f"{kind.__name__} is refused: a row is solved without the truth, which it may hold")
+        return object.__new__(kind)
+
+    # It stays there when the block has ended, and lets everything through: Python cannot take `__new__` back.
+    Dataset.__new__ = made  # type: ignore[method-assign, assignment]
+    try:
         yield asked
-
-
-def _unless_refused(kind: type[Dataset], *_: Any, **__: Any) -> Dataset:
-    """`Dataset.__new__`: whatever way a dataset is made, it comes through here."""
-    registry.check_allowed("dataset", kind.__name__)
-    return object.__new__(kind)
+    finally:
+        ended = True
 
 
 def forget_other_attempts(folder: Path, made_with: str) -> None:

@@ -69,7 +69,7 @@ def freeze(bench: Bench, plan: CasePlan, folder: Path) -> None:
     kept = home / runfolder.MEASUREMENT
     key = table_sha256(scan.dataset.table("python"), folder_of(bench))  # a worker knows the seed, but not the scan
     measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept, key=key)
-    if not kept.is_file():  # it was frozen elsewhere
+    if not kept.is_file():
         measure.save(measured, kept)
     truth = _write_truth(item, plan, folder)
     _refuse_both_splits(truth, plan, folder)

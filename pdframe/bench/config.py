@@ -331,7 +331,9 @@ def _volume(scan: Scan) -> str:
     table = scan.dataset.table("python")
     grid = ("shape", "spacing_mm")
     told = {key: value for key, value in table.items() if key not in grid}
-    return json.dumps([told, scan.item], sort_keys=True, default=os.path.realpath)
+    return json.dumps(
+        [told, scan.item], sort_keys=True, default=lambda v: os.path.realpath(v) if isinstance(v, Path) else str(v)
+    )
 
 
 def lacking(part: Part) -> str:

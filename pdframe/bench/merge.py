@@ -86,13 +86,19 @@ def _same_cases(folders: Sequence[Path]) -> None:
 
 
 def _copy_tuning(folders: Sequence[Path], into: Path, lock: Mapping[str, Any], log: str) -> None:
+    """All of it at once: a log without its lock would be a tuning that has not ended."""
+    new = into / f".{TUNING}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    if (into / TUNING).is_dir():
+        shutil.copytree(into / TUNING, new)
     for folder in folders:
         for trial in whole(folder / TUNING / ROWS, f"*/*/{ROW}"):
-            target = into / TUNING / trial.parent.relative_to(folder / TUNING)
+            target = new / trial.parent.relative_to(folder / TUNING)
             if not target.exists():
                 _copy_folder(trial.parent, target)
-    runfolder.write(into / TUNING / LOG, log)
-    runfolder.write_json(into / TUNING / LOCK, lock)
+    runfolder.write(new / LOG, log)
+    runfolder.write_json(new / LOCK, lock)
+    _put_in_place(new, into / TUNING)
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -131,10 +137,15 @@ def _copy_cases(folder: Path, into: Path) -> None:
 
 def _copy_folder(source: Path, target: Path) -> None:
     """The target appears whole; one that is there is replaced."""
-    new, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
+    new = target.with_name(f".{target.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, new)
+    _put_in_place(new, target)
+
+
+def _put_in_place(new: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
     if target.exists():
         os.replace(target, old)
     os.replace(new, target)
@@ -146,7 +157,7 @@ def _write_head(folders: Sequence[Path], into: Path) -> None:
     heads = [runfolder.read_json(folder / BENCH) or {} for folder in folders]
     methods = list(dict.fromkeys(label for head in heads for label in head["methods"]))
     cases = list(dict.fromkeys(case for head in heads for case in head["cases"]))
-    tables = [tomli.loads((folder / TOML).read_text()) for folder in folders]
+    tables = [tomli.loads((folder / TOML).read_text()) for folder in folders if (folder / TOML).is_file()]
     known = {method["solver"]["label"]: method for table in reversed(tables) for method in table["method"]}
     table = {**tables[0], "method": [known[label] for label in methods if label in known]}
     runfolder.write_json(into / BENCH, {**heads[0], "methods": methods, "cases": cases})

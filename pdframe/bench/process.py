@@ -61,14 +61,14 @@ class WorkerProcess:
         if code is None and time.monotonic() < self.deadline:
             return None
         if code is None:
+            self._clear_up_at_the_end()
             self.stop()
-            self._clear_up()
             return Failure("timeout", f"stopped at its limit of {self.timeout_s:g} s")
         outcome, lost = self.folder / OUTCOME, code in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9))
         found = outcome.read_bytes() if outcome.is_file() else self._explained(code, lost)
-        self.stop()
         if not (lost and isinstance(found, Failure)):
-            self._clear_up()
+            self._clear_up_at_the_end()
+        self.stop()
         return found
 
     def stop(self) -> None:
@@ -85,8 +85,9 @@ class WorkerProcess:
         self.process.wait()
         self.held.close()
 
-    def _clear_up(self) -> None:
-        shutil.rmtree(self.folder.parent, ignore_errors=True)
+    def _clear_up_at_the_end(self) -> None:
+        """Before the folder is let go of: after that, another worker on the same job may have it."""
+        self.held.callback(shutil.rmtree, self.folder.parent, ignore_errors=True)
 
     def _explained(self, code: int, lost: bool) -> Failure:
         lines = (self.folder / LOG).read_text(errors="replace").split("\n")
@@ -173,11 +174,10 @@ def _brought(settings: Any, folder: Path, numbers: Iterator[int]) -> Any:
         return settings
     copy = folder / FILES / str(next(numbers)) / Path(settings).name
     copy.parent.mkdir(parents=True)
-    with contextlib.suppress(OSError):  # what is not there, or may not be read, is missing in the worker too
-        if os.path.isdir(settings):
-            shutil.copytree(settings, copy, copy_function=_link, ignore_dangling_symlinks=True)
-        else:
-            _link(settings, copy)
+    if os.path.isdir(settings):
+        shutil.copytree(settings, copy, ignore_dangling_symlinks=True)
+    elif os.path.isfile(settings):  # else it is missing in the worker too
+        shutil.copy(settings, copy)
     return copy.relative_to(folder).as_posix()
 
 
@@ -187,14 +187,6 @@ def _is_a_path(text: str, folder: Path) -> bool:
         return False
     missing = not os.path.exists(text) and len(Path(text).parts) > 2 and os.path.isdir(os.path.dirname(text))
     return os.path.isfile(text) or os.path.isdir(text) or missing
-
-
-def _link(source: str, to: str | Path) -> None:
-    """A hard link, which does not tell where the other name is; a copy where the file system allows none."""
-    try:
-        os.link(os.path.realpath(source), to)
-    except OSError:
-        shutil.copyfile(source, to)
 
 
 def _environment() -> dict[str, str]:

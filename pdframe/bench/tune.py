@@ -176,7 +176,9 @@ def _case(rules: Tuning, timeout_s: float, row: Mapping[str, Any]) -> dict[str, 
         return {**told, "value": None, "seconds": timeout_s if row["solver_seconds"] is None else row["solver_seconds"]}
     main = row["rows"][-1]
     if rules.metric not in main["metrics"]:
-        raise ConfigError(f"tuning.metric = {rules.metric!r} is not measured; there are {', '.join(main['metrics'])}")
+        raise ConfigError(
+            f"tuning.metric = {rules.metric!r} is not measured, or not finite; there are {', '.join(main['metrics'])}"
+        )
     return {**told, "value": main["metrics"][rules.metric], "seconds": main["usage"]["seconds"]}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from itertools import chain
 
 from pydantic import Field
 
+from pdframe import machine
 from pdframe.bench.executor import Executor, Failure
 from pdframe.bench.process import WorkerProcess
 from pdframe.hooks import Config
@@ -75,13 +75,8 @@ class Local(Executor):
         told = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
         if self.settings.threads:
             return told | dict.fromkeys(THREADS, str(self.settings.threads))
-        share = str(max(1, _cores() // self.workers))
+        share = str(max(1, machine.cores() // self.workers))
         return told | {name: share for name in THREADS if name not in os.environ and self.workers > 1}
-
-
-def _cores() -> int:
-    """Those that this process may use: a cluster's scheduler may have given it a part of the machine."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
