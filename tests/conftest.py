@@ -53,7 +53,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     before = set(sys.modules)
 
     def install(distribution: str, modules: dict[str, str], *, entry: str, version: str = "1.0") -> Path:
-        site = tmp_path / f"site-{distribution}"
+        site = tmp_path / f".site-{distribution}"  # hidden, so that a test may take tmp_path for a new folder
         info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")

@@ -255,7 +255,7 @@ def test_equal_seconds_end_each_search_when_they_are_spent(grey, tmp_path, monke
     [
         ({"tuning": None}, r"no \[tuning\] table"),
         ({"scan": table()["scan"][1:]}, 'has split = "validation"'),
-        ({"tuning": {"trials": 2, "metric": "beauty"}}, "tuning.metric = 'beauty' is not measured, or is"),
+        ({"tuning": {"trials": 2, "metric": "beauty"}}, "tuning.metric = 'beauty' is not measured, or not finite"),
         (
             {"method": [{"name": "grey", "search": {"level": [0.1, "bright"]}}]},
             "'bright' is no setting of solver 'grey'",
