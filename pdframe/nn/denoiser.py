@@ -13,6 +13,11 @@ from pdframe.nn.norm import CHANNELS_LAST
 from pdframe.nn.precondition import Precondition, fast_bfloat16, scaling
 from pdframe.nn.unet import UNet, UNetShape
 
+#: Values that a 3D U-Net holds at once, for each voxel and channel of its first level: without a gradient, and with one
+#: (counted on the presets of `patch3d`; the spread between them is a third). A 2D one, whose levels shrink more slowly,
+#: holds twice as many (measured on `slice2d`).
+HELD, HELD_FOR_GRADIENT = 14, 64
+
 
 class UNetDenoiser(nn.Module):
     """(noisy (b, channels, *spatial), sigma (b,), conditions (b, n)) -> the clean signal, of the shape of `noisy`.
@@ -42,6 +47,13 @@ def unet_flops(shape: UNetShape, spatial: tuple[int, ...]) -> int:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         UNet(shape)(torch.zeros(1, shape.in_channels, *spatial), torch.zeros(1), torch.zeros(1, shape.conditions))
     return counter.get_total_flops()
+
+
+def unet_bytes(shape: UNetShape, pixels: int, device: torch.device | str, *, gradient: bool = False) -> int:
+    """Memory of a U-Net at work on so many pixels or voxels in all, roughly; its weights not counted."""
+    values = pixels / shape.fold**shape.dims * shape.width * (2 if shape.dims == 2 else 1)
+    itemsize = 2 if fast_bfloat16(torch.device(device)) else 4
+    return int(itemsize * values * (HELD_FOR_GRADIENT if gradient else HELD))
 
 
 def with_channels(shape: UNetShape, channels: int) -> UNetShape:

@@ -16,15 +16,11 @@ from pdframe.core.memory import prior_bytes, tensor_bytes, weights_bytes
 from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
 from pdframe.ct.network_prior import denoise_volumes, known_spacing, spacing_of, spacing_outside
 from pdframe.hooks import Config
-from pdframe.nn.precondition import fast_bfloat16
+from pdframe.nn.denoiser import unet_bytes
 from pdframe_patch import tiling
 from pdframe_patch.context import area_matrices, downsample, noise_gain
 from pdframe_patch.network import PatchNetwork, conditions, coordinates
 from pdframe_patch.weights import Card, load_weights
-
-#: Values that a U-Net holds at once, for each voxel and channel of its first level: without a gradient, and with one
-#: (counted on the presets; the spread between them is a third).
-HELD, HELD_FOR_GRADIENT = 14, 64
 
 
 class PatchPriorConfig(Config):
@@ -130,9 +126,8 @@ def _(prior: PatchPrior, shape: tuple[int, ...]) -> dict[str, float]:
 @prior_bytes.register
 def _(prior: PatchPrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
     """Four volumes with their padding and four without, twice as many for a gradient; the network on one batch."""
-    patch, unet, device = prior.card.patch, prior.card.unet, torch.device(device)
+    patch, batch = prior.card.patch, prior._batch_on(torch.device(device))
     padded = math.prod(n + 2 * patch for n in shape[-3:])
     volumes = int(4 * (tensor_bytes(padded) + tensor_bytes(math.prod(shape[-3:]))) * (2 if gradient else 1))
-    values = prior._batch_on(device) * (patch / unet.fold) ** 3 * unet.width
-    itemsize = 2 if fast_bfloat16(device) else 4
-    return volumes + int(itemsize * values * (HELD_FOR_GRADIENT if gradient else HELD)) + weights_bytes(prior)
+    network = unet_bytes(prior.card.unet, batch * patch**3, device, gradient=gradient)
+    return volumes + network + weights_bytes(prior)

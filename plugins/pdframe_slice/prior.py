@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pdframe.core.grid import Grid
+from pdframe.core.memory import prior_bytes, tensor_bytes, weights_bytes
 from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
 from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, spacing_of, spacing_outside
 from pdframe.hooks import Config
-from pdframe.nn.denoiser import UNetDenoiser, unet_flops
+from pdframe.nn.denoiser import UNetDenoiser, unet_bytes, unet_flops
 from pdframe_slice.groups import draw_groups, group_slices
 from pdframe_slice.network import Card, conditions, load_weights
 
@@ -79,13 +81,16 @@ class SlicePrior(Prior):
         self.network.to(x.device)
         return denoise_volumes(x, sigma, self.card, self._volume, rng)
 
+    def _batch_on(self, device: torch.device) -> int:
+        return self.batch or (64 if device.type == "cuda" else 8)
+
     def _volume(self, noisy: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
         """One (z, y, x) volume in network units."""
         groups, stride = draw_groups(len(noisy), self.card.slices, self.strides, rng)
         padded = in_air(noisy, (self.card.unet.multiple,) * 2, self.card.air, sigma, rng)
         steering = conditions(self.spacing_mm, stride).to(noisy.device)
         answers = []
-        for members in groups.members.to(noisy.device).split(self.batch or (64 if noisy.is_cuda else 8)):
+        for members in groups.members.to(noisy.device).split(self._batch_on(noisy.device)):
             level = torch.full((len(members),), sigma, device=noisy.device)
             asked = (padded[members], level, steering.expand(len(members), -1))
             answers.append(
@@ -117,3 +122,12 @@ def _(prior: SlicePrior, shape: tuple[int, ...]) -> dict[str, float]:
     groups = shape[0] * len(group_slices(z, size, stride, size * stride // 2).members)
     flops = unet_flops(prior.card.unet, (rows, columns))
     return {"voxels": float(groups * size * rows * columns), "flops": float(groups * flops)}
+
+
+@prior_bytes.register
+def _(prior: SlicePrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
+    """Four volumes, twice as many for a gradient; the network on one batch of slices."""
+    multiple = prior.card.unet.multiple
+    pixels = prior._batch_on(torch.device(device)) * prod(n + -n % multiple for n in shape[-2:])
+    network = unet_bytes(prior.card.unet, pixels, device, gradient=gradient)
+    return int(4 * tensor_bytes(prod(shape[-3:])) * (2 if gradient else 1)) + network + weights_bytes(prior)

@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.grid import Grid
+from pdframe.core.memory import prior_bytes, tensor_bytes, weights_bytes
 from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
 from pdframe.ct.checkpoint import load_checkpoint
 from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, log_spacing, spacing_of, spacing_outside
 from pdframe.hooks import Config
-from pdframe.nn.denoiser import UNetDenoiser, unet_flops
+from pdframe.nn.denoiser import UNetDenoiser, unet_bytes, unet_flops
 from pdframe_volume.network import Card
 
 
@@ -88,3 +89,12 @@ def _(prior: VolumePrior, shape: tuple[int, ...]) -> dict[str, float]:
     padded = tuple(-(-n // prior.card.unet.multiple) * prior.card.unet.multiple for n in shape[-3:])
     flops = unet_flops(prior.card.unet, padded)
     return {"voxels": float(shape[0] * prod(padded)), "flops": float(shape[0] * flops)}
+
+
+@prior_bytes.register
+def _(prior: VolumePrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
+    """Four volumes, twice as many for a gradient; the network on all of one."""
+    voxels, multiple = prod(shape[-3:]), prior.card.unet.multiple
+    padded = prod(n + -n % multiple for n in shape[-3:])
+    network = unet_bytes(prior.card.unet, padded, device, gradient=gradient)
+    return int(4 * tensor_bytes(voxels) * (2 if gradient else 1)) + network + weights_bytes(prior)

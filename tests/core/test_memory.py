@@ -62,6 +62,42 @@ def test_a_solve_takes_what_is_said_before(solver):
     assert 0.7 < said / took < 1.6, f"{said / 1e6:.0f} MB said, {took / 1e6:.0f} MB taken"
 
 
+#: Denoises a small volume, then a large one, with random weights; prints what the second took, and the word.
+DENOISED = """
+import ctypes, importlib, sys, torch
+from pdframe.core.grid import Grid
+from pdframe.core.memory import own_bytes, prior_bytes, weights_bytes
+from pdframe.core.prior import prior_on
+
+package, kind = sys.argv[1:]
+network, prior = (importlib.import_module(f"{package}.{name}") for name in ("network", "prior"))
+card = network.Card(unet=next(unet for name, unet in network.PRESETS.items() if name.startswith("compact")))
+made = getattr(prior, kind)(card.network(), card)
+torch.set_num_threads(1)
+
+def denoise(edge):
+    on = prior_on(made, Grid((edge,) * 3, (300 / edge,) * 3))
+    with torch.no_grad():
+        on.denoise(torch.zeros(1, 1, edge, edge, edge), torch.full((1,), 0.01))
+
+denoise(32)
+ctypes.CDLL(None).malloc_trim(0)
+before = own_bytes("VmRSS")
+denoise(96)
+print(own_bytes("VmHWM") - before, prior_bytes(made, (1, 1, 96, 96, 96)) - weights_bytes(made))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "where", [("pdframe_volume", "VolumePrior"), ("pdframe_slice", "SlicePrior")], ids=["volume3d", "slice2d"]
+)
+def test_a_network_prior_takes_what_is_said_before(where):
+    done = subprocess.run([sys.executable, "-c", DENOISED, *where], capture_output=True, text=True, check=True)
+    took, said = map(int, done.stdout.split())
+    assert 0.6 < said / took < 1.8, f"{said / 1e6:.0f} MB said, {took / 1e6:.0f} MB taken"
+
+
 NATIVE = Grid((133, 256, 256), (2.5, 1.40625, 1.40625))
 
 
