@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -35,7 +36,7 @@ CLEARING = "clearing"
 _FIXED = "|".join(map(re.escape, (RECORD, CONFIG, MEASUREMENT, FIGURE, METHOD, TRACE)))
 _VOLUMES = rf"(volume|{TRUTH}|deviation|sample_\d+)\.(nii\.gz|safetensors)"
 _OWN = rf"{_FIXED}|{_VOLUMES}|(checkpoint|solution)_\d+\.safetensors"
-_TEMPORARY = rf"\.({_OWN}|{re.escape(BENCH)})\.\d+\.part|checkpoint_\d+\.safetensors\.\d+\.partial"
+_TEMPORARY = rf"\.({_OWN})\.\d+\.part|checkpoint_\d+\.safetensors\.\d+\.partial"
 
 
 def write(path: Path, data: str | bytes) -> None:
@@ -44,6 +45,15 @@ def write(path: Path, data: str | bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data.encode() if isinstance(data, str) else data)
     os.replace(part, path)
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """A whole folder appears under its name; one that is there is set aside first and then removed."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -143,7 +153,7 @@ def held(folder: Path, command: str) -> Iterator[None]:
 
     ConfigError if the folder holds files and no record of that command, FolderBusy if another process is at work in it.
     """
-    refuse_foreign(folder, command)
+    _refuse_foreign(folder, command)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with only_one(folder):
@@ -154,7 +164,7 @@ def held(folder: Path, command: str) -> Iterator[None]:
                 path.rmdir()
 
 
-def refuse_foreign(folder: Path, command: str) -> None:
+def _refuse_foreign(folder: Path, command: str) -> None:
     """ConfigError for a folder that `pdframe COMMAND` did not begin: it might write over somebody's own files."""
     if not folder.is_dir() or _begun(folder, command):
         return

@@ -16,7 +16,7 @@ from pdframe.config import Sampling, dump
 from pdframe.core.budget import Meter, Usage, counted_prior
 from pdframe.core.checkpoint import fingerprint
 from pdframe.core.grid import Grid
-from pdframe.core.prior import Prior, prior_on
+from pdframe.core.prior import Prior, denoised, prior_on
 from pdframe.core.problem import Dataset
 from pdframe.core.schedule import edm_sigmas
 from pdframe.core.seeds import generator, normal
@@ -67,7 +67,7 @@ def draw_sample(
     x = x + sigmas[0] * normal(x, rng)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         for left in reversed(range(rounds)):
-            x0 = torch.stack([prior.denoise(x, x.new_full((1,), sigma), rng=rng) for _ in range(tilings)]).mean(0)
+            x0 = denoised(prior, x, sigma, tilings=tilings, rng=rng)
             x = x0 + sigma_next * (math.sqrt(1 - eta**2) * (x - x0) / sigma + eta * normal(x, rng))
             if left:
                 x = x + math.sqrt(sigma**2 - sigma_next**2) * normal(x, rng)

@@ -151,16 +151,13 @@ class Driver:
         solutions = _solutions(outcome, judge)
         row = {**self._head(plan, outcome), **_judged(outcome, solutions, judge)}
         home = self.folder / self.under / plan.id
-        new, old = (home.with_name(f".{home.name}.{state}") for state in ("new", "old"))
+        new = home.with_name(f".{home.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         if solutions:
             runfolder.save_solutions(new, solutions, judge.item)
         runfolder.write_json(new / ROW, row)
-        if home.exists():
-            os.replace(home, old)
-        os.replace(new, home)
-        shutil.rmtree(old, ignore_errors=True)
+        runfolder.put_in_place(new, home)
         short = in_short(row["rows"][-1]).split("\n")[0] if row["rows"] else row["reason"]
         spent = f" ({told(row['rows'][-1]['usage']['seconds'])})" if row["rows"] else ""
         self.progress.say(f"{plan.id}: {row['status']}{': ' + short if short else ''}{spent}")

@@ -75,7 +75,7 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], str] | None:
     methods: dict[str, Any] = {}
     searched = {label for folder in locks for label in _searched(folder)}
     for folder in folders:
-        if folder not in locks and (loose := _tested(folder) & searched):
+        if folder not in locks and (loose := {row["method"] for row in _tested(folder)} & searched):
             raise ConfigError(
                 f"{folder}: has rows of {', '.join(sorted(loose))} that were not tuned as in {first}: "
                 "they do not compare"
@@ -148,9 +148,9 @@ def as_written(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _tested(folder: Path) -> set[str]:
-    """Labels of the methods that have a row of the test split."""
-    return {row["method"] for row in read_row_files(folder) if row["split"] == "test"}
+def _tested(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the test split."""
+    return [row for row in read_row_files(folder) if row["split"] == "test"]
 
 
 def _searched(folder: Path) -> set[str]:
@@ -160,8 +160,7 @@ def _searched(folder: Path) -> set[str]:
 
 def refuse_after_test(folder: Path) -> None:
     """ConfigError if the folder has a row of the test split, finished or failed."""
-    seen = [row for row in read_row_files(folder) if row["split"] == "test"]
-    if seen:
+    if seen := _tested(folder):
         raise ConfigError(
             f"{folder}: the test split was opened, {len(seen)} of its rows are here: nothing is tuned after that. "
             "Choose another folder"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def _copy_tuning(folders: Sequence[Path], into: Path, lock: Mapping[str, Any], l
                 _copy_folder(trial.parent, target)
     runfolder.write(new / LOG, log)
     runfolder.write_json(new / LOCK, lock)
-    _put_in_place(new, into / TUNING)
+    runfolder.put_in_place(new, into / TUNING)
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -141,15 +140,7 @@ def _copy_folder(source: Path, target: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, new)
-    _put_in_place(new, target)
-
-
-def _put_in_place(new: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+    runfolder.put_in_place(new, target)
 
 
 def _write_head(folders: Sequence[Path], into: Path) -> None:

@@ -54,13 +54,23 @@ def prior_cost(prior: Prior, shape: tuple[int, ...]) -> dict[str, float]:
     """What one `denoise` of a (batch, channel, *spatial) tensor costs: {"voxels": ..., "flops": ...}.
 
     `voxels` counts voxel-evaluations of the network (more than the volume's where patches reach into the
-    padding or overlap); `flops` counts multiplications and additions. A solve charges this; where a prior has
-    registered nothing it counts the operations of each call itself, and the default here says 0.
+    padding or overlap); `flops` counts multiplications and additions. A solve charges this, unless torch counts
+    clearly more in a call; where a prior has registered nothing it counts the operations of each call itself, and the
+    default here says 0.
     """
     voxels = 1.0
     for n in shape:
         voxels *= n
     return {"voxels": voxels, "flops": 0.0}
+
+
+def denoised(prior: Prior, x: Tensor, sigma: float, *, tilings: int = 1, rng: torch.Generator | None = None) -> Tensor:
+    """E[x0 | x] at one level for all items, averaged over `tilings` calls, each with a tiling of its own."""
+    level = x.new_full((x.shape[0],), sigma)
+    total = prior.denoise(x, level, rng=rng)
+    for _ in range(tilings - 1):
+        total = total + prior.denoise(x, level, rng=rng)
+    return total / tilings
 
 
 def score(prior: Prior, x: Tensor, sigma: Tensor, *, rng: torch.Generator | None = None) -> Tensor:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from pdframe.core.grid import Grid
+from pdframe.core.memory import tensor_bytes, weights_bytes
+from pdframe.core.prior import Prior
 from pdframe.ct.checkpoint import NetworkCard
+from pdframe.nn.denoiser import unet_bytes
 
 #: Denoises one volume in network units: (noisy (z, y, x), sigma, rng) -> clean (z, y, x).
 VolumeDenoiser = Callable[[Tensor, float, torch.Generator], Tensor]
@@ -65,15 +68,29 @@ def log_spacing(spacing_mm: Sequence[float]) -> Tensor:
     return (torch.tensor(spacing_mm, dtype=torch.float32) / 2).log()
 
 
+def padded_shape(shape: Sequence[int], multiple: Sequence[int]) -> tuple[int, ...]:
+    """The shape whose last axes are the next multiples of their numbers."""
+    edges = [-(-n // m) * m for n, m in zip(shape[-len(multiple) :], multiple, strict=True)]
+    return (*shape[: -len(multiple)], *edges)
+
+
 def in_air(noisy: Tensor, multiple: Sequence[int], air: float, sigma: float, rng: torch.Generator) -> Tensor:
     """The volume with air of the same noise level behind it, until each of the last axes is a multiple of its number.
 
     Cut `[..., :y, :x]` to come back. Without a need for padding it is the volume itself.
     """
-    edges = [-(-n // m) * m for n, m in zip(noisy.shape[-len(multiple) :], multiple, strict=True)]
-    shape = (*noisy.shape[: -len(multiple)], *edges)
+    shape = padded_shape(noisy.shape, multiple)
     if shape == tuple(noisy.shape):
         return noisy
     padded = (torch.randn(shape, generator=rng) * sigma + air).to(noisy)
     padded[tuple(slice(n) for n in noisy.shape)] = noisy
     return padded
+
+
+def network_bytes(
+    prior: Prior, card: NetworkCard, *volumes: int, pixels: int, device: torch.device | str, gradient: bool
+) -> int:
+    """Memory of one call: four volumes of each of these numbers of voxels, twice as many for a gradient; the network at
+    work on so many pixels at once, and its weights."""
+    held = int(4 * sum(map(tensor_bytes, volumes)) * (2 if gradient else 1))
+    return held + unet_bytes(card.unet, pixels, device, gradient=gradient) + weights_bytes(prior)

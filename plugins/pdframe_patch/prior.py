@@ -12,11 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.memory import prior_bytes, tensor_bytes, weights_bytes
+from pdframe.core.memory import prior_bytes
 from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
-from pdframe.ct.network_prior import denoise_volumes, known_spacing, spacing_of, spacing_outside
+from pdframe.ct.network_prior import denoise_volumes, known_spacing, network_bytes, spacing_of, spacing_outside
 from pdframe.hooks import Config
-from pdframe.nn.denoiser import unet_bytes
 from pdframe_patch import tiling
 from pdframe_patch.context import area_matrices, downsample, noise_gain
 from pdframe_patch.network import PatchNetwork, conditions, coordinates
@@ -125,9 +124,7 @@ def _(prior: PatchPrior, shape: tuple[int, ...]) -> dict[str, float]:
 
 @prior_bytes.register
 def _(prior: PatchPrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
-    """Four volumes with their padding and four without, twice as many for a gradient; the network on one batch."""
+    """Volumes are held with their padding and without; the network sees one batch of patches at once."""
     patch, batch = prior.card.patch, prior._batch_on(torch.device(device))
-    padded = math.prod(n + 2 * patch for n in shape[-3:])
-    volumes = int(4 * (tensor_bytes(padded) + tensor_bytes(math.prod(shape[-3:]))) * (2 if gradient else 1))
-    network = unet_bytes(prior.card.unet, batch * patch**3, device, gradient=gradient)
-    return volumes + network + weights_bytes(prior)
+    volumes = math.prod(n + 2 * patch for n in shape[-3:]), math.prod(shape[-3:])
+    return network_bytes(prior, prior.card, *volumes, pixels=batch * patch**3, device=device, gradient=gradient)

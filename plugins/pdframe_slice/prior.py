@@ -13,11 +13,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pdframe.core.grid import Grid
-from pdframe.core.memory import prior_bytes, tensor_bytes, weights_bytes
+from pdframe.core.memory import prior_bytes
 from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
-from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, spacing_of, spacing_outside
+from pdframe.ct.network_prior import (
+    denoise_volumes,
+    in_air,
+    known_spacing,
+    network_bytes,
+    padded_shape,
+    spacing_of,
+    spacing_outside,
+)
 from pdframe.hooks import Config
-from pdframe.nn.denoiser import UNetDenoiser, unet_bytes, unet_flops
+from pdframe.nn.denoiser import UNetDenoiser, unet_flops
 from pdframe_slice.groups import draw_groups, group_slices
 from pdframe_slice.network import Card, conditions, load_weights
 
@@ -118,7 +126,7 @@ def _(prior: SlicePrior, grid: Grid) -> str:
 def _(prior: SlicePrior, shape: tuple[int, ...]) -> dict[str, float]:
     """Groups of a typical call (the smallest stride, half a group's offset) times the network's cost of one group."""
     size, stride, (z, *plane) = prior.card.slices, min(prior.strides), shape[-3:]
-    rows, columns = (-(-n // prior.card.unet.multiple) * prior.card.unet.multiple for n in plane)
+    rows, columns = padded_shape(plane, (prior.card.unet.multiple,) * 2)
     groups = shape[0] * len(group_slices(z, size, stride, size * stride // 2).members)
     flops = unet_flops(prior.card.unet, (rows, columns))
     return {"voxels": float(groups * size * rows * columns), "flops": float(groups * flops)}
@@ -126,8 +134,7 @@ def _(prior: SlicePrior, shape: tuple[int, ...]) -> dict[str, float]:
 
 @prior_bytes.register
 def _(prior: SlicePrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
-    """Four volumes, twice as many for a gradient; the network on one batch of slices."""
-    multiple = prior.card.unet.multiple
-    pixels = prior._batch_on(torch.device(device)) * prod(n + -n % multiple for n in shape[-2:])
-    network = unet_bytes(prior.card.unet, pixels, device, gradient=gradient)
-    return int(4 * tensor_bytes(prod(shape[-3:])) * (2 if gradient else 1)) + network + weights_bytes(prior)
+    """The network sees one batch of slices at once."""
+    plane = padded_shape(shape[-2:], (prior.card.unet.multiple,) * 2)
+    pixels = prior._batch_on(torch.device(device)) * prod(plane)
+    return network_bytes(prior, prior.card, prod(shape[-3:]), pixels=pixels, device=device, gradient=gradient)

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pdframe.core.prior import Prior
+from pdframe.core.prior import Prior, denoised
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
@@ -106,7 +106,7 @@ class DDS(WarmSolver[DDSState]):
         last = state.step + 1 == self.settings.steps
         tilings = max(self.settings.tilings, self.settings.last_tilings if last else 1)
         for k in range(rounds):
-            x0_hat = self._denoised(x, sigma, rng, tilings)
+            x0_hat = denoised(self.prior, x, sigma, tilings=tilings, rng=rng)
             x0, misfit, cg = self._data_step(problem, x0_hat, sigma)
 
             # DDIM (Song et al. 2021, equation 12) with DDS's reading of eta: part old noise, part fresh.
@@ -127,14 +127,6 @@ class DDS(WarmSolver[DDSState]):
     def sigmas(self) -> tuple[float, ...]:
         """The ladder in the unit of x, ending in 0."""
         return noise_levels(self.settings, self.prior)
-
-    def _denoised(self, x: Tensor, sigma: float, rng: torch.Generator, tilings: int = 1) -> Tensor:
-        """E[x0 | x], averaged over tilings."""
-        level = x.new_full((x.shape[0],), sigma)
-        total = self.prior.denoise(x, level, rng=rng)
-        for _ in range(tilings - 1):
-            total = total + self.prior.denoise(x, level, rng=rng)
-        return total / tilings
 
     def _data_step(self, problem: Problem, x0_hat: Tensor, sigma: float) -> Fit:
         """argmin |y - A x|_W^2 + gamma |x - x0_hat|^2, by a few CG steps from x0_hat.

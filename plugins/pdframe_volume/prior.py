@@ -11,12 +11,21 @@ from pydantic import Field
 from torch import Tensor
 
 from pdframe.core.grid import Grid
-from pdframe.core.memory import prior_bytes, tensor_bytes, weights_bytes
+from pdframe.core.memory import prior_bytes
 from pdframe.core.prior import Prior, prior_cost, prior_on, unfamiliar
 from pdframe.ct.checkpoint import load_checkpoint
-from pdframe.ct.network_prior import denoise_volumes, in_air, known_spacing, log_spacing, spacing_of, spacing_outside
+from pdframe.ct.network_prior import (
+    denoise_volumes,
+    in_air,
+    known_spacing,
+    log_spacing,
+    network_bytes,
+    padded_shape,
+    spacing_of,
+    spacing_outside,
+)
 from pdframe.hooks import Config
-from pdframe.nn.denoiser import UNetDenoiser, unet_bytes, unet_flops
+from pdframe.nn.denoiser import UNetDenoiser, unet_flops
 from pdframe_volume.network import Card
 
 
@@ -86,15 +95,13 @@ def _(prior: VolumePrior, grid: Grid) -> str:
 
 @prior_cost.register
 def _(prior: VolumePrior, shape: tuple[int, ...]) -> dict[str, float]:
-    padded = tuple(-(-n // prior.card.unet.multiple) * prior.card.unet.multiple for n in shape[-3:])
+    padded = padded_shape(shape[-3:], (prior.card.unet.multiple,) * 3)
     flops = unet_flops(prior.card.unet, padded)
     return {"voxels": float(shape[0] * prod(padded)), "flops": float(shape[0] * flops)}
 
 
 @prior_bytes.register
 def _(prior: VolumePrior, shape: tuple[int, ...], *, device: torch.device | str = "cpu", gradient: bool = False) -> int:
-    """Four volumes, twice as many for a gradient; the network on all of one."""
-    voxels, multiple = prod(shape[-3:]), prior.card.unet.multiple
-    padded = prod(n + -n % multiple for n in shape[-3:])
-    network = unet_bytes(prior.card.unet, padded, device, gradient=gradient)
-    return int(4 * tensor_bytes(voxels) * (2 if gradient else 1)) + network + weights_bytes(prior)
+    """The network sees all of a volume at once."""
+    pixels = prod(padded_shape(shape[-3:], (prior.card.unet.multiple,) * 3))
+    return network_bytes(prior, prior.card, prod(shape[-3:]), pixels=pixels, device=device, gradient=gradient)

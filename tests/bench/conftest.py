@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from toy_bench import SITE, TABLE
 
 from pdframe import registry
+from pdframe.bench.case import FrozenCase, freeze, open_case
 from pdframe.bench.config import Bench, load_bench
 
 
@@ -48,3 +50,12 @@ def make_bench(toys: None) -> Callable[..., Bench]:
         return load_bench({**TABLE, **changes}, overrides)
 
     return make
+
+
+@pytest.fixture
+def case(make_bench: Callable[..., Bench], tmp_path: Path) -> FrozenCase:
+    """The first case of that bench, frozen in tmp_path / "bench"."""
+    bench = make_bench()
+    plan = bench.cases()[0]
+    freeze(bench, plan, tmp_path / "bench")
+    return open_case(bench, plan, tmp_path / "bench")

@@ -20,7 +20,7 @@ import pdframe
 from pdframe.bench import answer as module
 from pdframe.bench import process
 from pdframe.bench.answer import answer, curve_steps
-from pdframe.bench.case import FrozenCase, freeze, open_case
+from pdframe.bench.case import FrozenCase
 from pdframe.bench.config import Bench
 from pdframe.bench.driver import Driver, RowPlan
 from pdframe.bench.job import Job, Outcome
@@ -54,14 +54,6 @@ UNFAIR = {
 SOURCES = ("collector", "stack", "folders")
 STEERED = {"name": "toy_steered", "prior": {"name": "toy_white"}}
 Ask = Callable[..., Outcome]
-
-
-@pytest.fixture
-def case(make_bench: Callable[..., Bench], tmp_path: Path) -> FrozenCase:
-    bench = make_bench()
-    plan = bench.cases()[0]
-    freeze(bench, plan, tmp_path / "bench")
-    return open_case(bench, plan, tmp_path / "bench")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pdframe.bench.answer import answer
-from pdframe.bench.case import FrozenCase, freeze, open_case
+from pdframe.bench.case import FrozenCase
 from pdframe.bench.config import Bench
 from pdframe.bench.driver import Driver, RowPlan
 from pdframe.bench.guard import Guard
@@ -29,14 +29,6 @@ PARTS = ("network_seconds", "operator_seconds")
 METHOD = {"name": "toy_steered", "label": "trick", "how": "trick", "prior": {"name": "toy_white"}}
 TOY = gaussian_toy()
 Ask = Callable[..., Outcome]
-
-
-@pytest.fixture
-def case(make_bench: Callable[..., Bench], tmp_path: Path) -> FrozenCase:
-    bench = make_bench()
-    plan = bench.cases()[0]
-    freeze(bench, plan, tmp_path / "bench")
-    return open_case(bench, plan, tmp_path / "bench")
 
 
 @pytest.fixture
