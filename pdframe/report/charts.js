@@ -96,7 +96,10 @@ function frontChart(title, x, y, points, less) {
     const path = front.map((p, i) => (i ? `H${X.place(p.x)}V${Y.place(p.y)}` : `M${X.place(p.x)},${Y.place(p.y)}`));
     plot.append(svg("path", { d: path.join(""), class: "front" }));
   }
-  const taken = points.map((p) => ({ x: X.place(p.x) - 7, y: Y.place(p.y) - 7, w: 14, h: 14 }));
+  const taken = points.flatMap((p) => [
+    { x: X.place(p.x) - 7, y: Y.place(p.y) - 7, w: 14, h: 14 },
+    { x: X.place(p.x) - 1, y: Y.place(p.high ?? p.y), w: 2, h: Y.place(p.low ?? p.y) - Y.place(p.high ?? p.y) },
+  ]);
   for (const p of points) {
     const [px, py] = [X.place(p.x), Y.place(p.y)];
     const group = svg("g", { "data-slot": p.slot, "data-told": p.told, class: "point" });
@@ -112,7 +115,7 @@ function frontChart(title, x, y, points, less) {
   return chart.root;
 }
 
-// A name that covers no mark and no other name: right of its mark, left, above or below; none if all are taken.
+// A name that covers no mark, whisker or other name: right of its mark, left, above or below; none if all are taken.
 function nameBeside(label, px, py, taken, box) {
   const text = label.length > 26 ? `${label.slice(0, 25)}…` : label, w = 6.2 * text.length, h = 13;
   const tries = [[px + 11, py - 6.5, "start"], [px - 11 - w, py - 6.5, "end"], [px - w / 2, py - 24, "middle"],

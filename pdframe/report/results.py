@@ -10,7 +10,7 @@ from pdframe.bench.statistics import Interval, interval
 from pdframe.bench.summary import Line, Row, Spread, Summary, failed, smaller_is_better
 from pdframe.report.element import Markup, join, tag
 from pdframe.report.markup import Grid
-from pdframe.report.tables import grids_of, heading, number
+from pdframe.report.tables import grids_of, heading, numbers
 
 #: Width and height of an interval drawn in a table cell, in pixels.
 FOREST = (96, 26)
@@ -170,33 +170,28 @@ def _named(line: Line, slots: Mapping[str, int]) -> Markup:
     return tag("th", key(slots[line.label]), line.label, scope="row")
 
 
-def _within(found: Interval | None, name: str = "", sign: str = "") -> Markup:
+def _within(found: Interval | None, name: str = "", *, sign: bool = False) -> Markup:
     """The mean, and its interval below it."""
     if found is None:
         return tag("td", "–", class_="none")
-
-    def one(value: float) -> str:
-        text = number(value, name).replace("-", "−")
-        return f"+{text}" if sign and value >= 0 else text
-
-    if found.low is None or found.high is None:
-        return tag("td", one(found.mean), tag("small", "1 case"))
-    return tag("td", one(found.mean), tag("small", f"[{one(found.low)}, {one(found.high)}]"))
+    edges = [found.mean] if found.low is None or found.high is None else [found.mean, found.low, found.high]
+    mean, *range_ = (text.replace("-", "−") for text in numbers(edges, name, sign=sign))
+    return tag("td", mean, tag("small", f"[{', '.join(range_)}]" if range_ else "1 case"))
 
 
 def _difference(line: Line, metric: str) -> list[Markup]:
     """The paired difference and its corrected p."""
     if line.difference is None:
         return [tag("td", "–", class_="none"), tag("td")]
-    return [_within(line.difference.interval, metric, sign="+"), tag("td", f"{line.difference.p_holm:.2g}")]
+    return [_within(line.difference.interval, metric, sign=True), tag("td", f"{line.difference.p_holm:.2g}")]
 
 
 def _cost(spread: Spread | None, name: str, timing: bool) -> Markup:
     if spread is None:
         return tag("td", "–", class_="none")
     mark = "*" if name == "seconds" and not timing else ""
-    range_ = f"{number(spread.low)} to {number(spread.high)}"
-    return tag("td", number(spread.mean) + mark, tag("small", range_) if spread.low != spread.high else None)
+    mean, low, high = numbers([spread.mean, spread.low, spread.high])
+    return tag("td", mean + mark, tag("small", f"{low} to {high}") if spread.low != spread.high else None)
 
 
 def _span(found: Sequence[Interval]) -> tuple[float, float]:

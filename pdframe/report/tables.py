@@ -27,7 +27,7 @@ HEADINGS = {
     "network_flops": "network FLOP",
     "step": "steps",
 }
-DECIMALS = {"psnr_db": 2, "ssim": 3, "rmse_hu": 1, "residual": 3}
+DECIMALS = {"psnr_db": 2, "ssim": 3, "rmse_hu": 1, "residual": 3, "times_faster": 2}
 #: Ends of the names of metrics that are shown inside a mask too.
 IN_MASKS = ("_psnr_db", "_ssim")
 #: Below this many patients no interval by resampling can cover 95 %.
@@ -55,24 +55,23 @@ def heading(name: str) -> str:
 
 def number(value: float, name: str = "") -> str:
     """With the digits that its metric is told with; three significant ones for anything else."""
-    known = next((d for metric, d in DECIMALS.items() if name == metric or name.endswith(f"_{metric}")), None)
-    if known is not None:
-        return f"{value:.{known}f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+    return numbers([value], name)[0]
 
 
-def within(found: Interval | None, name: str = "", sign: str = "") -> str:
+def numbers(values: Sequence[float], name: str = "", *, sign: bool = False) -> list[str]:
+    """As `number`, with as many decimals for each as the largest needs; `sign`: with a plus where there is no minus."""
+    form = f"{'+' if sign else ''},.{_decimals(values, name)}f"
+    return [format(value, form) for value in values]
+
+
+def within(found: Interval | None, name: str = "", *, sign: bool = False) -> str:
     """ "28.31 [27.90, 28.71]"; for a single case the number and that there is no interval."""
     if found is None:
         return "-"
-
-    def one(value: float) -> str:
-        text = number(value, name)
-        return f"+{text}" if sign and value >= 0 else text
-
     if found.low is None or found.high is None:
-        return f"{one(found.mean)} (1 case, no interval)"
-    return f"{one(found.mean)} [{one(found.low)}, {one(found.high)}]"
+        return f"{numbers([found.mean], name, sign=sign)[0]} (1 case, no interval)"
+    mean, low, high = numbers([found.mean, found.low, found.high], name, sign=sign)
+    return f"{mean} [{low}, {high}]"
 
 
 def cases_of(line: Line) -> str:
@@ -147,6 +146,16 @@ def cases_csv(rows: Sequence[Row]) -> str:
     )
 
 
+def _decimals(values: Sequence[float], name: str) -> int:
+    known = next((d for metric, d in DECIMALS.items() if name == metric or name.endswith(f"_{metric}")), None)
+    if known is not None:
+        return known
+    if all(value == int(value) for value in values if math.isfinite(value)):
+        return 0
+    largest = max(abs(value) for value in values if math.isfinite(value))
+    return max(0, 2 - math.floor(math.log10(largest)))
+
+
 def _grid(summary: Summary, problem: str, lines: Sequence[Line]) -> Grid:
     metrics = _shown(lines, summary.metric)
     columns: dict[str, Callable[[Line], str]] = {"method": lambda line: line.label}
@@ -216,7 +225,7 @@ def _difference(line: Line, metric: str) -> str:
         return "-"
     found = line.difference.interval
     fewer = "" if found.cases == line.metrics[metric].cases else f" over {_counted(found)}"
-    return within(found, metric, sign="+") + fewer
+    return within(found, metric, sign=True) + fewer
 
 
 def _counted(found: Interval) -> str:
@@ -233,14 +242,14 @@ def _cost(line: Line, currency: str) -> str:
     spread = line.costs.get(currency)
     if spread is None:
         return "-"
-    low, high = number(spread.low), number(spread.high)
+    low, high = numbers([spread.low, spread.high])
     mark = "" if line.timing or currency != "seconds" else "*"
     return f"{low}{mark}" if low == high else f"{low} to {high}{mark}"
 
 
 def _reach_cells(line: Reach, currency: str) -> list[str]:
     mark = "*" if currency == "seconds" and not line.timing else ""
-    amount, speedup = within(line.amount), within(line.speedup)
+    amount, speedup = within(line.amount), within(line.speedup, "times_faster")
     marked = [text if text == "-" else text + mark for text in (amount, speedup)]
     return [line.problem, line.method, f"{line.reached} of {line.cases}", *marked]
 

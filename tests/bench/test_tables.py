@@ -16,7 +16,7 @@ from pdframe.bench.reach import amount_to_reach, reach
 from pdframe.bench.statistics import interval, sign_flip_p
 from pdframe.bench.summary import Summary, summarise
 from pdframe.report.markup import Grid, as_latex, as_markdown
-from pdframe.report.tables import as_csv, calibration_grids, cases_csv, grids_of, heading, number, write_tables
+from pdframe.report.tables import as_csv, calibration_grids, cases_csv, grids_of, heading, number, numbers, write_tables
 
 USAGE = {"network_flops": 3e12, "network_voxels": 2.5e8, "view_calls": 400, "seconds": 7.0, "peak_memory_bytes": 2e9}
 
@@ -220,6 +220,14 @@ def test_headings_and_digits_follow_the_metric_into_a_mask():
     assert [number(v) for v in (12345.6, 0.12345, 7.0)] == ["12,346", "0.123", "7"]
 
 
+def test_numbers_that_stand_together_have_as_many_decimals():
+    assert numbers([0.952, 0.751, 1.08]) == ["0.95", "0.75", "1.08"]
+    assert numbers([79.7, 102.4]) == ["80", "102"]
+    assert numbers([1.0, 1.0, 1.0], "times_faster") == ["1.00"] * 3
+    assert numbers([-0.2, 0.31], "psnr_db", sign=True) == ["-0.20", "+0.31"]
+    assert numbers([math.inf, 31.2]) == ["inf", "31.2"]
+
+
 def curve(*points: tuple[float, float]) -> list[dict[str, float]]:
     return [{"step": i, "seconds": s, "network_flops": s * 1e9, "psnr_db": p} for i, (s, p) in enumerate(points, 1)]
 
@@ -276,8 +284,8 @@ def test_calibration_has_intervals_over_cases():
     rows += [{**r, "estimate": "mean of 4", "samples": 4} for r in rows] + [row("TV", "a", 0, 29.0, calibration=None)]
     (grid,) = calibration_grids(rows)
     assert grid.cells[1:] == [
-        ["8 views", "DDS", "4", "0.600", "0.55 [0.5, 0.6]", "0.9 [0.9, 0.9]", "0.0004 [0.0004, 0.0004]"]
-        + ["2 patients x 1 seed"]
+        ["8 views", "DDS", "4", "0.600", "0.550 [0.500, 0.600]", "0.900 [0.900, 0.900]"]
+        + ["0.000400 [0.000400, 0.000400]", "2 patients x 1 seed"]
     ]
     assert calibration_grids(rows[-1:]) == []
 
@@ -310,4 +318,4 @@ def test_all_tables_are_written_with_the_cost_to_reach(tmp_path: Path):
     text = (tmp_path / "table.md").read_text()
     assert "times faster than blend" in text
     assert "2 of 3" in text
-    assert "2.83 [2, 4]*" in text
+    assert "2.83 [2.00, 4.00]*" in text

@@ -138,7 +138,7 @@ def test_every_mean_stands_with_its_interval(demo_folder, page):
             mean, interval = within(found, name).split(" ", 1)
             assert f"{mean} {interval}" in text, (line.label, name)
         if line.difference:
-            assert within(line.difference.interval, "psnr_db", "+") in text
+            assert within(line.difference.interval, "psnr_db", sign=True) in text
 
 
 def test_head_failures_settings_and_citations_are_told(page):
