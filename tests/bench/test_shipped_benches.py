@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,12 @@ BENCHES = sorted(
 def test_the_benches_are_there():
     named = {"sparse_view", "limited_angle", "low_dose", "steps", "limited_data", "ablation", "generalise", "chest_v1"}
     assert {Path(name).stem for name in BENCHES} == named
+
+
+def test_every_bench_says_how_long_it_takes():
+    benches = [text for path in FOLDER.glob("*.toml") if "\ntitle = " in (text := path.read_text())]
+    assert len(benches) == len(BENCHES) + len(["native", "anisotropic"])
+    assert all(re.search(r"Budget: [\d.]+ (minutes|hours?) on 2 cores", text) for text in benches)
 
 
 @pytest.mark.parametrize("name", BENCHES)
