@@ -69,7 +69,7 @@ all voxels
 |---|---|---|---|---|---|---|---|---|"""
 FOOT = """
 Written by `benchmarks/quality/sampler_bias.py`. A deviation map made of such samples shows where the reconstruction is
-unsure, not by how much: read it as a lower bound unless `spread` was checked for the settings in use.
+unsure, not by how much: with a `spread` below 1 it is too sure, above 1 not sure enough.
 """
 
 
