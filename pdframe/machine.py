@@ -48,7 +48,7 @@ class Finding:
 
 def provenance() -> dict[str, object]:
     """What every record says of who made it: the machine and its libraries, and the plugins."""
-    return {"machine": facts(), "plugins": {p.name: f"{p.distribution} {p.version}" for p in registry.plugins()}}
+    return {"machine": facts(), "plugins": registry.versions()}
 
 
 def cores() -> int:

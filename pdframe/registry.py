@@ -66,6 +66,11 @@ def plugins() -> tuple[Plugin, ...]:
     return _installed().plugins
 
 
+def versions() -> dict[str, str]:
+    """Of every plugin that loaded: its distribution and version."""
+    return {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in plugins()}
+
+
 def failures() -> tuple[Failure, ...]:
     """Every plugin that did not load, every name that two plugins claim, every unknown name in PDFRAME_PLUGINS."""
     return _installed().failures

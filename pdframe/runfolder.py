@@ -50,6 +50,9 @@ def write(path: Path, data: str | bytes) -> None:
 def put_in_place(new: Path, target: Path) -> None:
     """A whole folder appears under its name; one that is there is set aside first and then removed."""
     old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():  # of a swap that was killed half-way
+        os.replace(old, target)
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
     os.replace(new, target)

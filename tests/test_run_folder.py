@@ -54,6 +54,16 @@ def write(folder: Path, *names: str) -> None:
         (folder / name).write_text('{"task": "mine", "config_sha256": 0, "prior_sha256": 0}')
 
 
+@pytest.mark.parametrize("killed", ["between the two renames", "before the old one was gone"])
+def test_a_swap_of_folders_that_was_killed_is_put_right_by_the_next(tmp_path, killed):
+    for name in ("new", ".target.old"):
+        write(tmp_path / name, "file")
+    if killed == "before the old one was gone":
+        write(tmp_path / "target", "file")
+    runfolder.put_in_place(tmp_path / "new", tmp_path / "target")
+    assert tree(tmp_path).keys() == {"target/file"}
+
+
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory) -> Path:
     return settings().run(tmp_path_factory.mktemp("clean") / "run").folder

@@ -6,6 +6,7 @@ Whoever asks for a dataset all the same gets none, and the row fails, even if th
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pdframe import machine, runfolder, solutions
+from pdframe import machine, registry, runfolder, solutions
 from pdframe.bench.guard import Guard
 from pdframe.bench.job import Job, Outcome, Point
 from pdframe.core.budget import Budget, Usage
@@ -32,7 +33,7 @@ from pdframe.part import PartOf
 
 def answer(job: Job, folder: Path) -> Outcome:
     """The outcome of a job, whatever it does in Python; `folder` keeps what a second attempt can go on from."""
-    facts = {**machine.facts(), "load_at_start": _load()}
+    facts: dict[str, Any] = {**machine.facts(), "load_at_start": _load(), "plugins": registry.versions()}
     with _without_datasets() as asked:
         outcome = _attempted(job, folder, facts)
     if not asked:
@@ -48,14 +49,15 @@ def _attempted(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
     except BackendMissing as error:
         return Outcome("backend_missing", _one_line(error), machine=facts)
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: no plugin of ours is asked to end this
-        traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({Path(place.filename).name}:{place.lineno})"
-        return Outcome("out_of_memory" if is_refused(error) else "crashed", _one_line(error) + where, machine=facts)
+        kind = "out_of_memory" if is_refused(error) else "crashed"
+        return Outcome(kind, _one_line(error) + where, machine=facts, details=traceback.format_exc())
 
 
 def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
     device = machine.chosen(job.device)
+    facts["device"] = str(device)
     operator = PartOf("operator").read(job.operator).build(grid=job.grid)
     noise = PartOf("noise").read(job.noise).build() if job.noise else NoNoise()
     problem = Problem(operator, job.y.to(device), noise)
@@ -68,7 +70,8 @@ def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
         if prior is not None:
             watched.enter_context(guard.watch_calls(prior, ("denoise",)))
         solver = part.build(**context, prior=prior)
-        forget_other_attempts(folder, fingerprint(solver))
+        made_with = [fingerprint(solver), facts["plugins"], torch.__version__, torch.get_num_threads()]
+        forget_other_attempts(folder, json.dumps(made_with))
         guard.watch_randomness()
         keep = _Keeper(folder, job.curve_points, solver.total_steps)
         found = solutions.draw(
@@ -114,7 +117,7 @@ def _without_datasets() -> Iterator[list[str]]:
 
 
 def forget_other_attempts(folder: Path, made_with: str) -> None:
-    """Removes what a killed attempt at this job left, if its prior or solver was another: weights may be new since."""
+    """Removes what a killed attempt at this job left, if anything that it was made with is another now."""
     mark = folder / "made_with"
     if not mark.is_file() or mark.read_text() != made_with:
         for pattern in ("checkpoint_*", "solution_*", "point_*"):

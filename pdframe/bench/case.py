@@ -7,19 +7,19 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from pdframe import machine, measure, runfolder
-from pdframe.bench.config import Base, Bench, CasePlan, bench_sha256, folder_of
+from pdframe.bench.config import Base, Bench, CasePlan, Split, bench_sha256
 from pdframe.bench.rows import whole
-from pdframe.config import table_sha256
 from pdframe.core.grid import Grid
 from pdframe.core.noise import Noise, NoNoise
 from pdframe.core.problem import Item, Problem, quick_form
+from pdframe.hooks import BackendMissing
 from pdframe.judge import Judge
-from pdframe.mistakes import ConfigError
+from pdframe.mistakes import ConfigError, as_mistake
 
 CASES, TRUTH, CASE = "cases", "truth", "case.json"
 
@@ -61,18 +61,21 @@ def freeze(bench: Bench, plan: CasePlan, folder: Path) -> None:
         return
     scan = next(s for s in bench.scan if s.label == plan.scan)
     base = bench.problem_of(plan.problem)
-    dataset = scan.dataset.build()
-    name = scan.item or dataset.names()[0]
-    item = dataset.load(name)
+    with as_mistake(f"scan {plan.scan!r}"):
+        dataset = scan.dataset.build()
+        name = scan.item or dataset.names()[0]
+        item = dataset.load(name)
+    data = _packed(item)
+    truth = hashlib.sha256(data).hexdigest()
+    _refuse_both_splits(truth, plan, folder)
     operator, noise = base.operator.build(grid=item.grid), _noise(base)
     wanted = base.measurement.model_copy(update={"seed": plan.seed})
     kept = home / runfolder.MEASUREMENT
-    key = table_sha256(scan.dataset.table("python"), folder_of(bench))  # a worker knows the seed, but not the scan
-    measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept, key=key)
+    # The noise is keyed by the truth: two scans share none, and a worker, which knows the seed, cannot draw it again.
+    measured = measure.obtain(wanted, dataset, name, operator, noise, kept=kept, key=truth)
     if not kept.is_file():
         measure.save(measured, kept)
-    truth = _write_truth(item, plan, folder)
-    _refuse_both_splits(truth, plan, folder)
+    _write_truth(data, truth, plan, folder)
     record = {
         **asdict(plan),
         "bench_sha256": bench_sha256(bench),
@@ -85,6 +88,22 @@ def freeze(bench: Bench, plan: CasePlan, folder: Path) -> None:
         "measurement": dict(measured.record),
     }
     runfolder.write(home / CASE, json.dumps(record, indent=2, default=_plain) + "\n")
+
+
+def missing_scans(bench: Bench, folder: Path) -> list[str]:
+    """A line for each scan that is not here, of those with cases that are still to be frozen."""
+    wanted = {case.scan for split in get_args(Split) for case in bench.cases(split) if not is_frozen(case, folder)}
+    lines = []
+    for scan in bench.scan:
+        if scan.label in wanted:
+            try:
+                names = scan.dataset.build().names()
+                wrong = f"has no item {scan.item!r}" if scan.item and scan.item not in names else ""
+            except (ValueError, OSError, BackendMissing) as error:
+                wrong = " ".join(str(error).split())
+            if wrong:
+                lines.append(f"note: scan {scan.label!r} cannot be frozen here: {wrong}")
+    return lines
 
 
 def open_case(bench: Bench, plan: CasePlan, folder: Path) -> FrozenCase:
@@ -114,14 +133,17 @@ def _noise(base: Base) -> Noise:
     return base.noise.build() if base.noise else NoNoise()
 
 
-def _write_truth(item: Item, plan: CasePlan, folder: Path) -> str:
-    """truth/<case>.safetensors, sharing its bytes on disk with the other cases of the scan; its SHA-256."""
+def _packed(item: Item) -> bytes:
+    """The truth and its masks; the same bytes for the same volume, wherever its file lies."""
     from safetensors.torch import save
 
     tensors = {"x": item.x.cpu().contiguous()}
     tensors |= {f"mask.{name}": mask.cpu().contiguous() for name, mask in item.masks.items()}
-    data = save(tensors, metadata={"unit": item.grid.unit})
-    sha256 = hashlib.sha256(data).hexdigest()
+    return save(tensors, metadata={"unit": item.grid.unit})
+
+
+def _write_truth(data: bytes, sha256: str, plan: CasePlan, folder: Path) -> None:
+    """truth/<case>.safetensors, sharing its bytes on disk with the other cases of the scan."""
     path = folder / TRUTH / f"{plan.id}.safetensors"
     for known in whole(folder / CASES, f"*/{CASE}"):
         record = json.loads(known.read_text())
@@ -129,11 +151,10 @@ def _write_truth(item: Item, plan: CasePlan, folder: Path) -> str:
         if record["truth_sha256"] == sha256 and twin.is_file() and not path.exists():
             try:
                 os.link(twin, path)
-                return sha256
+                return
             except OSError:  # a file system without links
                 break
     runfolder.write(path, data)
-    return sha256
 
 
 def _refuse_both_splits(truth_sha256: str, plan: CasePlan, folder: Path) -> None:

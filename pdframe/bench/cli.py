@@ -41,7 +41,7 @@ def bench() -> None:
 @click.option("--only", multiple=True, metavar="PATTERN", help="Rows whose CASE/METHOD or method's label matches.")
 @click.option("--timing", is_flag=True, help="One row at a time; rows that ran beside others are run again.")
 @click.option("--retry", is_flag=True, help="Run rows again that failed.")
-@click.option("--freeze", is_flag=True, help="Only freeze the cases, to be copied to other machines.")
+@click.option("--freeze", is_flag=True, help="Only freeze the cases that come next, to be copied to other machines.")
 def run(
     toml: Path,
     overrides: tuple[str, ...],
@@ -57,18 +57,19 @@ def run(
     A second run changes nothing and says so.
     """
     from pdframe.bench.config import load_bench
-    from pdframe.bench.run import freeze_bench, run_bench
+    from pdframe.bench.run import check_only, freeze_bench, run_bench
     from pdframe.bench.tune import tune_bench
 
     loaded = load_bench(toml, overrides, variant or "")
     where = {"out_dir": out_dir, "variant": variant or "", "console": True}
-    if loaded.tuning is not None:
-        tune_bench(loaded, **where)
     if freeze:
         freeze_bench(loaded, **where)
         return
+    check_only(loaded, only)
+    if loaded.tuning is not None:
+        tune_bench(loaded, **where)
     result = run_bench(loaded, **where, only=only, timing=timing, retry=retry, overrides=overrides)
-    if result.ran or not (result.folder / PAGE).is_file():
+    if result.ran or _is_behind(result.folder):
         click.echo(_reported(result.folder))
 
 
@@ -104,6 +105,15 @@ def report(folder: Path, reference: str, metric: str) -> None:
     """Write report.html into the bench folder FOLDER, one page that opens offline, table.csv, .md and .tex, and a
     picture of a case of each problem."""
     click.echo(_reported(folder, reference, metric))
+
+
+def _is_behind(folder: Path) -> bool:
+    """Whether there is no page yet, or a row that came after it: a run may have been killed between the two."""
+    from pdframe.bench.rows import ROW, ROWS, whole
+
+    page = folder / PAGE
+    rows = whole(folder / ROWS, f"*/*/{ROW}")
+    return not page.is_file() or any(row.stat().st_ctime > page.stat().st_mtime for row in rows)
 
 
 def _reported(folder: Path, reference: str = "", metric: str = "psnr_db") -> Path:

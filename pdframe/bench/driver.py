@@ -10,9 +10,10 @@ import math
 import os
 import shlex
 import shutil
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pdframe.bench.case import FrozenCase, follower, freeze, frozen, is_frozen, 
 from pdframe.bench.config import Bench, CasePlan, bench_sha256, folder_of, lacking
 from pdframe.bench.executor import Executor, Failure
 from pdframe.bench.job import Job, Outcome
+from pdframe.bench.process import LOG
 from pdframe.bench.rows import FAILED, ROW, ROWS, TRIED_AGAIN
 from pdframe.config import table_sha256
 from pdframe.core.solve import Solution, Status
@@ -34,18 +36,23 @@ from pdframe.part import Part
 from pdframe.report.progress import Progress, Silent, told
 from pdframe.report.table import in_short
 
+#: What the reason of a row says that was not alone.
+_BESIDE = {"out_of_memory": "; rows beside it took memory too: `--retry` tries it again"}
+
 
 @dataclass(frozen=True)
 class RowPlan:
     """One method on one case: a row that is to be there. `part` is the solver with the settings for this problem.
 
-    trials: how many trials of tuning the settings come from; 0 if they are as written.
+    trials: how many trials of tuning the settings come from; 0 if they are as written. untuned: why it must not run,
+    where others were tuned and it was not.
     """
 
     case: CasePlan
     part: Part
     samples: int = 1
     trials: int = 0
+    untuned: str = ""
 
     @property
     def id(self) -> str:
@@ -81,7 +88,7 @@ class Driver:
 
     def run(self, plans: Sequence[RowPlan]) -> int:
         """Runs the rows that are not there yet and returns how many they were. Cases are frozen first."""
-        freeze_cases(self.bench, plans, self.folder, self.progress)
+        freeze_cases(self.bench, list({plan.case.id: plan.case for plan in plans}.values()), self.folder, self.progress)
         _sweep(self.folder / self.under)
         missing = {plan.id: plan for plan in plans if self._is_missing(plan)}
         if missing:
@@ -105,7 +112,7 @@ class Driver:
     def _run(self, missing: dict[str, RowPlan]) -> None:
         opened = functools.lru_cache(maxsize=4)(lambda case: open_case(self.bench, case, self.folder))
         judge = functools.lru_cache(maxsize=1)(lambda case: opened(case).judge(self.bench.device))
-        unusable = {name: why for name, plan in missing.items() if (why := lacking(plan.part))}
+        unusable = {name: why for name, plan in missing.items() if (why := plan.untuned or lacking(plan.part))}
         jobs = (
             (name, self.job(plan, opened(plan.case)).to_bytes())
             for name, plan in missing.items()
@@ -144,18 +151,29 @@ class Driver:
             device=self.bench.device,
             curve_points=self.bench.curve_points,
             memory_limit_bytes=None if limit is None else int(limit * 2**30),
+            timed=self.executor.alone,
         )
 
     def _finish(self, plan: RowPlan, outcome: Outcome, judge: Judge, y_sha256: str) -> None:
         """Judges an outcome and writes its row."""
-        solutions = _solutions(outcome, judge)
-        row = {**self._head(plan, outcome), **_judged(outcome, solutions, judge)}
         home = self.folder / self.under / plan.id
+        try:
+            solutions = _solutions(outcome, judge)
+            judged = _judged(outcome, solutions, judge)
+        except Exception as error:  # a metric, or estimates on the way that have another shape: the other rows go on
+            outcome, solutions = _beyond_judgement(outcome, error), []
+            judged = _judged(outcome, solutions, judge)
+        row = {**self._head(plan, outcome), **judged}
+        if outcome.status == "lost":
+            before = runfolder.read_json(home / ROW) or {}
+            row["tries"] = before.get("tries", 0) + 1
         new = home.with_name(f".{home.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         if solutions:
             runfolder.save_solutions(new, solutions, judge.item)
+        if outcome.details:
+            runfolder.write(new / LOG, outcome.details)
         runfolder.write_json(new / ROW, row)
         runfolder.put_in_place(new, home)
         short = in_short(row["rows"][-1]).split("\n")[0] if row["rows"] else row["reason"]
@@ -176,7 +194,7 @@ class Driver:
             "config_sha256": plan.sha256(self.bench),
             "prior_sha256": outcome.prior_sha256,
             "status": outcome.status,
-            "reason": outcome.reason,
+            "reason": outcome.reason + ("" if self.executor.alone else _BESIDE.get(outcome.status, "")),
             "solver_seconds": sum(u.seconds for u in outcome.usage) if outcome.usage else None,
             "timing": self.executor.alone,
             "config": plan.config,
@@ -190,10 +208,9 @@ class Driver:
         }
 
 
-def freeze_cases(bench: Bench, plans: Sequence[RowPlan], folder: Path, progress: Progress) -> None:
-    """Every case that a row needs, written if it is not there."""
-    cases = {plan.case.id: plan.case for plan in plans}
-    for i, case in enumerate(cases.values()):
+def freeze_cases(bench: Bench, cases: Sequence[CasePlan], folder: Path, progress: Progress) -> None:
+    """Every one of these cases, written if it is not there."""
+    for i, case in enumerate(cases):
         if not is_frozen(case, folder):
             progress.say(f"freezing case {i + 1} of {len(cases)}: {case.id}")
         freeze(bench, case, folder)
@@ -201,11 +218,17 @@ def freeze_cases(bench: Bench, plans: Sequence[RowPlan], folder: Path, progress:
 
 def _outcome(found: bytes | Failure) -> Outcome:
     if isinstance(found, Failure):
-        return Outcome(found.kind, found.reason)
+        return Outcome(found.kind, found.reason, details=found.details)
     try:
         return Outcome.from_bytes(found)
     except ValueError:
         return Outcome("crashed", "the worker's outcome cannot be read")
+
+
+def _beyond_judgement(outcome: Outcome, error: Exception) -> Outcome:
+    reason = f"its result could not be judged: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    details = "".join(traceback.format_exception(error))
+    return replace(outcome, status="crashed", reason=reason, samples=None, points=(), details=details)
 
 
 def _solutions(outcome: Outcome, judge: Judge) -> list[Solution]:
@@ -224,7 +247,12 @@ def _judged(outcome: Outcome, solutions: Sequence[Solution], judge: Judge) -> di
     estimates = judge.estimates(solutions)
     names = ["sample", f"mean of {len(solutions)}"]
     rows = [
-        {"estimate": name, **estimate, "metrics": _finite(estimate["metrics"])}
+        {
+            "estimate": name,
+            **estimate,
+            "metrics": _finite(estimate["metrics"]),
+            "residual": _known(estimate["residual"]),
+        }
         for name, estimate in zip(names, estimates, strict=False)
     ]
     quick, curve = follower(judge), []
@@ -242,6 +270,11 @@ def _judged(outcome: Outcome, solutions: Sequence[Solution], judge: Judge) -> di
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those that have a value: the PSNR of an exact answer has none, and no mean could be taken with it."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _known(residual: float | None) -> float | None:
+    """None of a volume so far off that its residual is not finite."""
+    return residual if residual is not None and math.isfinite(residual) else None
 
 
 def _sweep(rows: Path) -> None:

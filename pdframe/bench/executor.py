@@ -19,11 +19,12 @@ class Failure:
     kind: "crashed": the worker ended by itself, or of a fault, without an outcome; "timeout": it was stopped at its
         time limit; "out_of_memory": it was refused memory, or the system killed it for want of it; "lost": it vanished
         for a reason that is not the job's (killed from outside, its machine gone), more often than it is tried.
-    reason: one line for the table.
+    reason: one line for the table. details: the end of what the worker wrote.
     """
 
     kind: FailureKind
     reason: str
+    details: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FailureKind):

@@ -27,6 +27,7 @@ class Job:
     samples: independent solves, streams keyed by (seed, "sample", i).
     curve_points: about how many snapshots of the first sample to keep; 0 keeps none.
     memory_limit_bytes: most address space that the worker may take on top of what it starts with; None: no limit.
+    timed: whether its seconds are to be compared. Such a job goes on from no attempt that ran beside others.
     """
 
     y: Tensor
@@ -41,6 +42,7 @@ class Job:
     device: str = "auto"
     curve_points: int = 0
     memory_limit_bytes: int | None = None
+    timed: bool = False
 
     def to_bytes(self) -> bytes:
         """Equal jobs give equal bytes, on every machine."""
@@ -70,7 +72,8 @@ class Outcome:
     reason: one line; of a status of `solve`, its sentence.
     samples: (sample, 1, channel, *spatial), or None where there is no usable volume.
     usage, traces: of each sample. points: for curves, by step. prior_sha256: of the prior's content, "" without one.
-    machine: facts of the machine that it ran on (`pdframe.machine.facts`), and its load when the job began.
+    machine: facts of the machine that it ran on (`pdframe.machine.facts`), its load when the job began, the device and
+    the plugins. details: of a crash, the traceback.
     """
 
     status: str
@@ -81,6 +84,7 @@ class Outcome:
     points: tuple[Point, ...] = ()
     prior_sha256: str = ""
     machine: Table = field(default_factory=dict)
+    details: str = ""
 
     def to_bytes(self) -> bytes:
         tensors = {} if self.samples is None else {"samples": self.samples}
@@ -93,6 +97,7 @@ class Outcome:
             "points": [{"step": p.step, "usage": dataclasses.asdict(p.usage)} for p in self.points],
             "prior_sha256": self.prior_sha256,
             "machine": self.machine,
+            "details": self.details,
         }
         return _packed(tensors, told)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +127,27 @@ def tuned(bench: Bench, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return nothing
 
 
-def trials_spent(bench: Bench, folder: Path) -> dict[str, dict[str, int]]:
-    """Method -> problem -> how many trials of tuning its settings come from; 0 where they are as written."""
+@dataclass(frozen=True)
+class Effort:
+    """trials: that a method's settings on a problem come from, 0 if they are as written. untuned: why there were not as
+    many as for the others, "" if there were."""
+
+    trials: int = 0
+    untuned: str = ""
+
+
+def efforts(bench: Bench, folder: Path) -> dict[tuple[str, str], Effort]:
+    """(method, problem) -> what was spent on tuning it."""
     lock = read_lock(bench, folder) if bench.tuning else None
     known = lock["methods"] if lock else {}
-    return {
-        m.label: {
-            p.label: known[m.label]["chosen"][p.label]["trials"] if m.search and m.label in known else 0
-            for p in bench.problem
-        }
-        for m in bench.method
-    }
+    found: dict[tuple[str, str], Effort] = {}
+    for method in bench.method:
+        for problem in bench.problem:
+            tried = known[method.label]["chosen"][problem.label] if method.search and method.label in known else {}
+            lacked = tried.get("cannot_run", "")
+            untuned = f"could not run when the others were tuned ({lacked}): tune in a new folder" if lacked else ""
+            found[method.label, problem.label] = Effort(tried.get("trials", 0), untuned)
+    return found
 
 
 def as_written(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ JOB, OUTCOME, LOG, FILES = "job.safetensors", "outcome.safetensors", "log.txt", 
 #: Variables that would tell a worker where the bench was started or where the data are.
 HIDDEN = ("PWD", "OLDPWD", "_", "PDFRAME_DATA")
 WEEK_S = 7 * 24 * 3600.0
+#: So much of a worker's log is kept where it failed.
+SAID_CHARACTERS = 20_000
 
 
 class WorkerProcess:
@@ -32,7 +34,7 @@ class WorkerProcess:
 
     The folder has no neighbours, and in it is every file that the settings name: beside the originals may lie the
     truth. It is named after the job and outlives a kill, so that the same job, started again, goes on from its last
-    checkpoint; it is removed when the job ends by itself. The process ends when the one that started it does.
+    checkpoint, until `forget` says that the result is safe. The process ends when the one that started it does.
     environment: variables for this worker on top of ours.
     """
 
@@ -61,18 +63,25 @@ class WorkerProcess:
         if code is None and time.monotonic() < self.deadline:
             return None
         if code is None:
-            self._clear_up_at_the_end()
-            self.stop()
-            return Failure("timeout", f"stopped at its limit of {self.timeout_s:g} s")
+            self._end()
+            return Failure("timeout", f"stopped at its limit of {self.timeout_s:g} s", self._said())
         outcome, lost = self.folder / OUTCOME, code in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9))
         found = outcome.read_bytes() if outcome.is_file() else self._explained(code, lost)
-        if not (lost and isinstance(found, Failure)):
-            self._clear_up_at_the_end()
-        self.stop()
+        self._end()
         return found
+
+    def forget(self) -> None:
+        """The folder goes, with all that another attempt could go on from; and the worker is stopped."""
+        # Before it is let go of: after that, another worker on the same job may have it.
+        self.held.callback(shutil.rmtree, self.folder.parent, ignore_errors=True)
+        self.stop()
 
     def stop(self) -> None:
         """Kills the worker and every process that it started, and lets go of its folder."""
+        self._end()
+        self.held.close()
+
+    def _end(self) -> None:
         try:
             if sys.platform == "win32":
                 self.process.kill()
@@ -83,14 +92,14 @@ class WorkerProcess:
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.wait()
-        self.held.close()
 
-    def _clear_up_at_the_end(self) -> None:
-        """Before the folder is let go of: after that, another worker on the same job may have it."""
-        self.held.callback(shutil.rmtree, self.folder.parent, ignore_errors=True)
+    def _said(self) -> str:
+        """The end of what it wrote."""
+        return (self.folder / LOG).read_text(errors="replace")[-SAID_CHARACTERS:]
 
     def _explained(self, code: int, lost: bool) -> Failure:
-        lines = (self.folder / LOG).read_text(errors="replace").split("\n")
+        said = self._said()
+        lines = said.split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:300]
         if lost and _oom_kills() > self.oom_kills:
             return Failure("out_of_memory", "the system killed it for want of memory")
@@ -98,8 +107,8 @@ class WorkerProcess:
             return Failure("lost", f"killed from outside by {signal.Signals(-code).name}")
         if code < 0:
             fault = next((line for line in lines if line.startswith("Fatal Python error")), last)
-            return Failure("crashed", f"ended by {signal.Signals(-code).name}: {fault}")
-        return Failure("crashed", f"ended with exit code {code} and no outcome: {last}")
+            return Failure("crashed", f"ended by {signal.Signals(-code).name}: {fault}", said)
+        return Failure("crashed", f"ended with exit code {code} and no outcome: {last}", said)
 
 
 def in_fresh_process(
@@ -112,12 +121,17 @@ def in_fresh_process(
         try:
             while (found := worker.result()) is None:
                 time.sleep(0.05)
+            if not _is_lost(found):
+                worker.forget()
+                break
         finally:
             worker.stop()
-        if not (isinstance(found, Failure) and found.kind == "lost"):
-            break
     assert found is not None
     return found
+
+
+def _is_lost(found: bytes | Failure) -> bool:
+    return isinstance(found, Failure) and found.kind == "lost"
 
 
 def _private_folder(name: str, held: contextlib.ExitStack) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdframe.bench.statistics import Case, Interval, interval
-from pdframe.bench.summary import Row, failed, smaller_is_better
+from pdframe.bench.summary import Row, failed, machine_of, smaller_is_better
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -20,7 +20,7 @@ class Reach:
     reached of cases: where its curve got there at all. amount: what that took, over those cases, None without any.
     speedup: geometric mean of (the reference's amount to its own best) / (the method's amount) over the cases where
     both are known; above 1 the method is cheaper. None if the target is a plain number.
-    timing: False if a row ran beside others: then seconds are not to be compared.
+    timing: False if a row ran beside others, or on another machine: then seconds are not to be compared.
     """
 
     problem: str
@@ -78,7 +78,8 @@ def _reach(rows: Sequence[Row], problem: str, method: str, target: str | float, 
         reference = amount_to_reach(others[case], goal, *unit) if case in others else None
         if reference and spent:
             ratio[case] = math.log(reference / spent)
-    timing = all(row["timing"] for row in rows if row["method"] in (method, target))
+    compared = [row for row in rows if row["method"] in (method, target)]
+    timing = all(row["timing"] for row in compared) and len({machine_of(row) for row in compared}) <= 1
     amount = interval(took) if took else None
     return Reach(problem, method, len(took), len(own), amount, _exp(interval(ratio)) if ratio else None, timing)
 

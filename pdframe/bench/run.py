@@ -14,7 +14,7 @@ import tomli_w
 from pdframe import registry, runfolder
 from pdframe.bench.config import Bench, CasePlan, Method, Split, bench_sha256, folder_of
 from pdframe.bench.driver import Driver, RowPlan, freeze_cases
-from pdframe.bench.lock import trials_spent, tuned
+from pdframe.bench.lock import efforts, read_lock, tuned
 from pdframe.bench.rows import BENCH
 from pdframe.mistakes import ConfigError
 from pdframe.part import Part, PartOf
@@ -54,47 +54,52 @@ def run_bench(
     folder = out_dir or default_folder(bench, variant)
     progress = on_console() if console else Silent()
     with runfolder.held(folder, "bench"):
+        check_only(bench, only)
         plans = _opened(bench, folder, progress)
-        asked = [plan for plan in plans if not only or _is_asked_for(plan, only)]
-        if not asked:
-            raise ConfigError("no row is asked for: is there a scan of the test split, and does --only match one?")
+        asked = [plan for plan in plans if not only or any(_matches(pattern, plan) for pattern in only)]
         part = alone(bench.executor) if timing else bench.executor
         registry.require(part.entry)
-        command = _command(bench, variant, overrides, timing, out_dir)
+        command = _command(bench, variant, overrides, timing, folder)
         options = {"timing": timing, "retry": retry, "command": command, "progress": progress}
         ran = Driver(bench, folder, part.build(), **options).run(asked)
         progress.say(f"{ran} rows run" if ran else f"all {len(asked)} rows were done before: nothing to do")
     return BenchResult(folder, ran, len(asked))
 
 
-def _command(bench: Bench, variant: str, overrides: Sequence[str], timing: bool, out_dir: Path | None) -> str:
+def _command(bench: Bench, variant: str, overrides: Sequence[str], timing: bool, folder: Path) -> str:
     """What runs rows of this bench, as it is typed in the folder of the TOML."""
     options = [f"--{variant}"] if variant else []
     options += [word for text in overrides for word in ("--set", text)]
     options += ["--timing"] if timing else []
-    options += ["--out", os.path.relpath(out_dir, folder_of(bench))] if out_dir is not None else []
+    options += ["--out", os.path.relpath(folder, folder_of(bench))]
     return shlex.join(["pdframe", "bench", "run", bench.source.name if bench.source else "BENCH.toml", *options])
 
 
 def freeze_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", console: bool = False) -> BenchResult:
-    """Freezes the cases of the test split and runs nothing. Errors as `run_bench`."""
+    """Freezes cases and runs nothing: those of the test split, or, of a bench that is still to be tuned, those that it
+    is tuned on. Errors as `run_bench`."""
     folder = out_dir or default_folder(bench, variant)
     progress = on_console() if console else Silent()
     with runfolder.held(folder, "bench"):
-        plans = _opened(bench, folder, progress)
-        freeze_cases(bench, plans, folder, progress)
-    return BenchResult(folder, 0, len(plans))
+        split: Split = "validation" if bench.tuning and read_lock(bench, folder) is None else "test"
+        write_head(bench, folder)
+        cases = bench.cases(split)
+        freeze_cases(bench, cases, folder, progress)
+        later = "; those of the test split once tuning has ended" if split == "validation" else ""
+        progress.say(f"{len(cases)} cases of the {split} split are frozen in {folder}{later}")
+    return BenchResult(folder, 0, len(cases))
 
 
 def _opened(bench: Bench, folder: Path, progress: Progress) -> list[RowPlan]:
     """Every row of the test split, with what tuning chose."""
     progress.say(f"{bench.title or folder.name}\nbench folder {folder}")
-    chosen, trials = tuned(bench, folder), trials_spent(bench, folder)
+    chosen, spent = tuned(bench, folder), efforts(bench, folder)
     write_head(bench, folder)
 
     def plan(case: CasePlan, method: Method) -> RowPlan:
         part = method.part(case.problem, chosen[method.label][case.problem])
-        return RowPlan(case, part, method.samples, trials[method.label][case.problem])
+        effort = spent[method.label, case.problem]
+        return RowPlan(case, part, method.samples, effort.trials, effort.untuned)
 
     return [plan(case, method) for case in bench.cases("test") for method in bench.method]
 
@@ -124,7 +129,7 @@ def write_head(bench: Bench, folder: Path) -> None:
         "title": bench.title,
         "cases": [case.id for split in splits for case in bench.cases(split)],
         "methods": list(dict.fromkeys([*earlier.get("methods", ()), *(m.label for m in bench.method)])),
-        "plugins": earlier.get("plugins") or {p.name: f"{p.distribution} {p.version}" for p in registry.plugins()},
+        "plugins": earlier.get("plugins") or registry.versions(),
     }
     if head != earlier:
         runfolder.write_json(folder / BENCH, head)
@@ -133,5 +138,18 @@ def write_head(bench: Bench, folder: Path) -> None:
         runfolder.write(folder / TOML, text)
 
 
-def _is_asked_for(plan: RowPlan, only: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in only for name in (plan.id, plan.part.label))
+def check_only(bench: Bench, only: Sequence[str]) -> None:
+    """ConfigError if there is no row of the test split at all, or none that a pattern of --only matches."""
+    plans = [RowPlan(case, method.solver) for case in bench.cases("test") for method in bench.method]
+    if not plans:
+        raise ConfigError("no [[scan]] is of the test split: there is no row to run")
+    for pattern in only:
+        if not any(_matches(pattern, plan) for plan in plans):
+            labels = ", ".join(repr(method.label) for method in bench.method)
+            raise ConfigError(
+                f"--only {pattern!r} matches no row: give CASE/METHOD, as {plans[0].id}, or one of {labels}"
+            )
+
+
+def _matches(pattern: str, plan: RowPlan) -> bool:
+    return any(name == pattern or fnmatch(name, pattern) for name in (plan.id, plan.part.label))

@@ -51,9 +51,9 @@ class Line:
 
     metrics: intervals by name; empty if every case failed. residual: of the data, 1 if as large as the noise.
     ended: status -> number of cases. failures: "status: reason" -> the cases ("scan, seed 0") that failed so.
-    timing: False if a row ran beside others, so that its seconds are not to be compared. trials: of tuning that its
-    settings come from, 0 if they are as written, None if the rows do not say. priors, machines: how many different
-    ones its rows were made with.
+    timing: False if its seconds are not to be compared: a row ran beside others, or one of the problem on another
+    machine. trials: of tuning that its settings come from, 0 if they are as written, None if the rows do not say.
+    priors: how many different ones its rows were made with. machines, versions: what they were made on and with.
     """
 
     problem: str
@@ -68,7 +68,8 @@ class Line:
     timing: bool
     trials: int | None = None
     priors: int = 1
-    machines: int = 1
+    machines: frozenset[str] = frozenset()
+    versions: frozenset[str] = frozenset()
     difference: Difference | None = None
 
     @property
@@ -102,7 +103,7 @@ def summarise(rows: Sequence[Row], *, reference: str = "", metric: str = "psnr_d
     reference = reference or methods[0]
     if reference not in methods:
         raise ValueError(f"no row is of the reference {reference!r}; methods: {', '.join(methods)}")
-    lines = [_line(*key, rows) for key in _keys(rows)]
+    lines = _on_one_machine([_line(*key, rows) for key in _keys(rows)])
     against = {line.problem: values(rows, line.problem, reference, metric) for line in lines}
     found = []
     for line in lines:
@@ -179,14 +180,29 @@ def _line(problem: str, method: str, estimate: str, rows: Sequence[Row]) -> Line
         timing=all(row["timing"] for row in mine),
         trials=max((row["trials"] for row in own if row.get("trials") is not None), default=None),
         priors=len({row.get("prior_sha256") for row in mine}),
-        machines=len({_machine(row) for row in mine}),
+        machines=frozenset(map(machine_of, mine)),
+        versions=frozenset(map(_versions, mine)),
     )
 
 
-def _machine(row: Row) -> str:
+def _on_one_machine(lines: Sequence[Line]) -> list[Line]:
+    """The lines, without timing on problems whose rows ran on several machines."""
+    machines: dict[str, frozenset[str]] = {}
+    for line in lines:
+        machines[line.problem] = machines.get(line.problem, frozenset()) | line.machines
+    return [replace(line, timing=line.timing and len(machines[line.problem]) <= 1) for line in lines]
+
+
+def machine_of(row: Row) -> str:
     """What of a machine a row's seconds depend on."""
     told = row.get("machine") or {}
-    return repr([told.get(key) for key in ("cpu", "cores", "torch_threads", "devices", "onednn_limit")])
+    return repr([told.get(key) for key in ("cpu", "cores", "torch_threads", "devices", "device", "onednn_limit")])
+
+
+def _versions(row: Row) -> str:
+    """What of the software a row's result depends on."""
+    told = row.get("machine") or {}
+    return repr([told.get(key) for key in ("pdframe", "torch", "plugins")])
 
 
 def _failures(lost: Mapping[Case, Row]) -> dict[str, list[str]]:

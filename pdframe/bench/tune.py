@@ -16,6 +16,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from pdframe import registry, runfolder
+from pdframe.bench.case import missing_scans
 from pdframe.bench.config import Bench, Method, Range, Tuning
 from pdframe.bench.driver import Driver, RowPlan
 from pdframe.bench.lock import LOG, TUNING, read_lock, refuse_after_test, rules_sha256, tuned, write_lock
@@ -76,6 +77,8 @@ def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", 
             return TuneResult(folder, 0, lock)
         refuse_after_test(folder)
         write_head(bench, folder)
+        for note in missing_scans(bench, folder):
+            progress.say(note)
         # Seconds are equal effort only where nothing else takes them.
         part = alone(bench.executor) if rules.seconds else bench.executor
         registry.require(part.entry)
@@ -150,8 +153,11 @@ def _line(bench: Bench, rules: Tuning, folder: Path, candidate: Candidate) -> di
     """What came of a trial: its score is the mean over scans (of means over seeds), None if any case failed."""
     rows = [json.loads((folder / UNDER / plan.id / ROW).read_text()) for plan in candidate.plans(bench)]
     cases = [_case(rules, bench.timeout_s, row) for row in rows]
-    if lost := [case for case in cases if case["status"] == "lost"]:
-        raise RuntimeError(f"a worker was lost: {lost[0]['reason']}; the same command goes on from here")
+    if lost := [row for row in rows if row["status"] == "lost" and row["tries"] < 2]:
+        raise RuntimeError(
+            f"a worker was lost: {lost[0]['reason']}; the same command goes on from here, and counts the trial as "
+            "failed if it is lost again"
+        )
     values = {(case["scan"], case["seed"]): case["value"] for case in cases}
     return {
         "problem": candidate.problem,
@@ -199,6 +205,7 @@ def _chosen(bench: Bench, rules: Tuning, log: Sequence[Line]) -> dict[str, dict[
                 "score": found["score"],
                 "default_score": first["score"],
                 "trials": len(lines),
+                "cannot_run": next((c["reason"] for line in lines for c in line["cases"] if _cannot_run(line)), ""),
                 "failed": len(lines) - len(scored),
                 "seconds": sum(line["seconds"] for line in lines),
             }

@@ -77,7 +77,7 @@ def _draw(
     FigureCanvasAgg(figure)
     title_share = 0.32 / size[1] if title else 0.0
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0, rect=(0, 0, 1, 1 - title_share))
-    figure.text(0.01, 1 - 0.3 * title_share, title, fontsize=12, va="top")
+    figure.text(0.01, 1 - 0.3 * title_share, title, fontsize=12, va="top", parse_math=False)
     axes = figure.subplots(6, 1 + len(shown), squeeze=False, height_ratios=heights * 2)
     for plane, row, error_row in zip(PLANES, axes[:3], axes[3:], strict=True):
         for panel, volume in zip(row, [reference, *volumes], strict=True):
@@ -143,7 +143,7 @@ def _head(row: Sequence[Axes], shown: Sequence[Shown]) -> None:
         row, ["truth", *(s.title for s in shown)], ["", *(s.text for s in shown)], strict=True
     ):
         lines = len(text.splitlines())
-        panel.set_title(name, fontsize=10, fontweight="bold", loc="left", pad=5 + 11 * lines)
+        panel.set_title(name, fontsize=10, fontweight="bold", loc="left", pad=5 + 11 * lines, parse_math=False)
         panel.annotate(
             text, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", fontsize=8, va="bottom"
         )

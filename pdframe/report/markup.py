@@ -50,7 +50,7 @@ def _markdown(grid: Grid) -> str:
 
 def _latex(grid: Grid) -> str:
     head, *body = [[_escaped(cell) for cell in line] for line in grid.cells]
-    rows = [" & ".join(line) + r" \\" for line in body]
+    rows = ["{}" + " & ".join(line) + r" \\" for line in body]  # {}: after \\ a [ would open an option
     return "\n".join(
         [
             r"\begin{table}",
@@ -70,5 +70,6 @@ def _latex(grid: Grid) -> str:
 
 def _escaped(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     special |= {c: f"\\{c}" for c in "&%$#_{}"}
     return "".join(special.get(c, c) for c in text)

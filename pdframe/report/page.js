@@ -78,6 +78,7 @@ const metricOf = (name) => DATA.metrics.find((m) => m.name === name);
 
 function fronts({ problem, metric }) {
   const lines = DATA.lines.filter((l) => l.problem === problem && metric in l.metrics);
+  if (!lines.length) return { charts: [], slots: {}, empty: "No method has a result on this problem." };
   const { label: quality, less } = metricOf(metric);
   const charts = DATA.currencies.map((currency) => {
     const points = lines.map((line) => {
@@ -90,7 +91,7 @@ function fronts({ problem, metric }) {
     return frontChart(`${quality} against ${currency.label}, ${problem}`, { label: currency.label },
       { label: quality }, points, less);
   });
-  return { charts: lines.length ? charts : [], slots: slotsOf(lines), empty: "No method has a result on this problem." };
+  return { charts, slots: slotsOf(lines) };
 }
 
 function curves({ problem, scan, cost, metric }) {
@@ -99,10 +100,11 @@ function curves({ problem, scan, cost, metric }) {
     points: c.points.filter((p) => p[metric] != null && p[cost] > 0).map((p) => [p[cost], p[metric]]) }))
     .filter((c) => c.points.length);
   const currency = DATA.curveCosts.find((c) => c.name === cost);
+  if (!lines.length) return { charts: [], slots: {}, empty: "No method kept snapshots here." };
   const quality = metricOf(metric);
-  const chart = lines.length && lineChart(`${quality.label} against ${currency.label}, ${problem}`,
+  const chart = lineChart(`${quality.label} against ${currency.label}, ${problem}`,
     { label: `${currency.label} spent` }, { label: quality.label }, lines, true);
-  return { charts: chart ? [chart] : [], slots: slotsOf(lines), empty: "No method kept snapshots here." };
+  return { charts: [chart], slots: slotsOf(lines) };
 }
 
 function calibration({ problem }) {

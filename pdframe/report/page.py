@@ -162,7 +162,8 @@ def _plot(name: str, **selects: str) -> Markup:
 
 def _settings(told: Told) -> Markup:
     whole = tag("details", tag("summary", "The whole bench"), tag("div", copyable(told.toml))) if told.toml else None
-    return join([whole, row_list(told.rows, told.slots)])
+    where = tag("p", "Commands are typed in the folder of the bench's TOML.", class_="note")
+    return join([whole, where, row_list(told.rows, told.slots)])
 
 
 def _slices(told: Told, reduced: str) -> Markup:

@@ -184,8 +184,8 @@ def _mixed(line: Line) -> list[str]:
     told = []
     if line.priors > 1:
         told.append(f"{line.method}: its rows are of {line.priors} different weights of its prior; run them all again.")
-    if line.machines > 1:
-        told.append(f"{line.method}: its rows ran on {line.machines} kinds of machine; their seconds do not compare.")
+    if (machines := len(line.machines)) > 1:
+        told.append(f"{line.method}: its rows ran on {machines} kinds of machine; their seconds do not compare.")
     return told
 
 
@@ -208,6 +208,8 @@ def _notes(summary: Summary, lines: Sequence[Line]) -> list[str]:
         notes.append("No method was tuned in this bench: settings are as it writes them, or defaults.")
     notes += _timing_note(line.timing for line in lines)
     notes += dict.fromkeys(text for line in lines for text in _mixed(line))
+    if len(versions := frozenset[str]().union(*(line.versions for line in lines))) > 1:
+        notes.append(f"Methods ran with {len(versions)} sets of versions of pdframe, torch or plugins: see the rows.")
     # A method's failures stand with each of its estimates; once is enough here.
     return notes + list(dict.fromkeys(f"{line.method}: {text}." for line in lines for text in _failures(line)))
 
@@ -217,7 +219,7 @@ def _failures(line: Line) -> list[str]:
 
 
 def _timing_note(timing: Iterable[bool]) -> list[str]:
-    return [] if all(timing) else ["* not for timing: ran beside other rows."]
+    return [] if all(timing) else ["* not for timing: ran beside other rows, or on different machines."]
 
 
 def _difference(line: Line, metric: str) -> str:

@@ -131,9 +131,9 @@ class Viewer {
   async show(label) {
     this.at.method = label;
     for (const b of this.parts.methods.children) b.setAttribute("aria-pressed", b.dataset.method === label);
-    const method = this.case.methods.find((m) => m.label === label);
+    const index = this.at.case, method = this.case.methods.find((m) => m.label === label);
     const [truth, found] = await Promise.all([this.load(this.case.truth), this.load(method.volume)]);
-    if (this.at.method !== label) return; // another was chosen meanwhile
+    if (this.at.method !== label || this.at.case !== index) return; // another was chosen meanwhile
     Object.assign(this, { truth, found });
     this.parts.name.textContent = label;
     this.parts.numbers.textContent = method.told;

@@ -60,11 +60,15 @@ class Local(Executor):
                     found = worker.result()
                     if found is None:
                         continue
-                    del slots[slot]
-                    if isinstance(found, Failure) and found.kind == "lost" and attempt < self.settings.attempts:
+                    lost = isinstance(found, Failure) and found.kind == "lost"
+                    if lost and attempt < self.settings.attempts:
                         waiting = chain([(key, job, attempt + 1)], waiting)
                     else:
-                        yield key, found
+                        yield key, found  # whoever asks for the next has this one safe
+                        if not lost:
+                            worker.forget()
+                    worker.stop()
+                    del slots[slot]
                 time.sleep(POLL_S)
         finally:
             for *_, worker in slots.values():

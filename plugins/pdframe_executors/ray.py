@@ -191,6 +191,8 @@ def _on_the_node(job: bytes, timeout_s: float, environment: dict[str, str], want
                 worker.stop()
                 os._exit(1)
             time.sleep(POLL_S)
+        if not (isinstance(found, Failure) and found.kind == "lost"):
+            worker.forget()
     finally:
         worker.stop()
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ import torch
 from click.testing import CliRunner
 
 from pdframe import build, runfolder
-from pdframe.bench.case import freeze, open_case
+from pdframe.bench.case import freeze, missing_scans, open_case
 from pdframe.bench.config import Bench, load_bench
-from pdframe.bench.driver import _judged
+from pdframe.bench.driver import Driver, RowPlan, _judged
 from pdframe.bench.job import Outcome, Point
+from pdframe.bench.rows import read_rows
+from pdframe.bench.run import check_only, freeze_bench
+from pdframe.bench.summary import summarise
+from pdframe.bench.tune import tune_bench
 from pdframe.cli import main
 from pdframe.core.budget import Usage
 from pdframe.core.noise import GaussianNoise
+from pdframe.core.problem import Metric
 from pdframe.core.seeds import generator
 from pdframe.core.solve import Solution, Status
 from pdframe.mistakes import ConfigError
+from pdframe.report.tables import grids_of
 
 PHANTOM = {"name": "phantom", "shape": [6, 8, 10], "spacing_mm": [40.0, 30.0, 24.0]}
 SCAN = Path(__file__).parents[1] / "data" / "made_ras_plain.nii.gz"
@@ -58,6 +65,80 @@ def test_a_copy_of_a_file_is_refused_when_it_is_frozen(tmp_path):
     freeze(bench, tuning, tmp_path / "bench")
     with pytest.raises(ConfigError, match=r"'scan 1' \(test\) is the same volume as 'scan 0' \(validation\)"):
         freeze(bench, test, tmp_path / "bench")
+    assert [path.name for path in (tmp_path / "bench" / "truth").iterdir()] == [f"{tuning.id}.safetensors"]
+
+
+def test_the_bytes_of_a_case_do_not_depend_on_where_its_files_lie_and_two_scans_share_no_noise(tmp_path):
+    y = {}
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        shutil.copy(SCAN, tmp_path / name / f"{name}.nii.gz")
+        bench = bench_of(nifti(tmp_path / name / f"{name}.nii.gz"))
+        freeze(bench, bench.cases("test")[0], tmp_path / name / "bench")
+        y[name] = open_case(bench, bench.cases("test")[0], tmp_path / name / "bench").y
+    assert torch.equal(y["here"], y["there"])
+    noises = []
+    for figure in ("ellipsoids", "shepp_logan"):
+        both = [bench_of(PHANTOM | {"figure": figure}, noise=noise) for noise in (GAUSSIAN, NONE)]
+        for i, bench in enumerate(both):
+            freeze(bench, bench.cases("test")[0], tmp_path / f"{figure}{i}")
+        noisy, clean = (open_case(b, b.cases("test")[0], tmp_path / f"{figure}{i}").y for i, b in enumerate(both))
+        noises.append(noisy - clean)
+    assert abs(float((noises[0] * noises[1]).mean())) < 0.1 * float(noises[0].std() * noises[1].std())
+
+
+def test_a_scan_that_is_not_there_is_named_and_seen_before_hours_of_tuning(tmp_path):
+    bench = bench_of(PHANTOM, nifti(tmp_path / "gone.nii.gz"))
+    (note,) = missing_scans(bench, tmp_path)
+    assert note.startswith("note: scan 'scan 1' cannot be frozen here: ") and "gone.nii.gz" in note
+    with pytest.raises(ConfigError, match=r"^scan 'scan 1': .*gone.nii.gz"):
+        freeze(bench, bench.cases("test")[0], tmp_path)
+
+
+def test_of_a_bench_that_is_to_be_tuned_the_cases_to_tune_on_are_frozen_first(tmp_path):
+    table = bench_of(PHANTOM, PHANTOM | {"figure": "ellipsoids"}).resolved() | {"tuning": {"trials": 1}}
+    freeze_bench(load_bench(table), out_dir=tmp_path / "bench")
+    assert [path.name for path in (tmp_path / "bench" / "cases").iterdir()] == ["all--scan-0--s0"]
+    tune_bench(load_bench(table), out_dir=tmp_path / "bench")
+    freeze_bench(load_bench(table), out_dir=tmp_path / "bench")
+    assert len(list((tmp_path / "bench" / "cases").iterdir())) == 2
+
+
+def test_only_is_looked_at_before_anything_is_run(tmp_path):
+    bench = bench_of(PHANTOM)
+    check_only(bench, ["fdk", "all--scan-0--s0/*"])
+    check_only(load_bench({**bench.resolved(), "method": [{"name": "fdk", "label": "FDK [8]"}]}), ["FDK [8]"])
+    with pytest.raises(ConfigError, match=r"--only 'fbp' matches no row: give CASE/METHOD, .* or one of 'fdk'"):
+        check_only(bench, ["fdk", "fbp"])
+
+
+class Fussy(Metric):
+    """Judges whole volumes, and no estimate on the way."""
+
+    def measure(self, x, reference, mask=None):
+        if x.shape != reference.shape:
+            raise ValueError("shapes differ")
+        return {"psnr_db": 30.0}
+
+
+@pytest.mark.parametrize("x", [torch.full((1, 1, 6, 8, 9), 0.01), torch.full((1, 1, 6, 8, 10), 3e38)])
+def test_a_result_that_cannot_be_judged_is_a_row_that_failed_and_hurts_no_other(tmp_path, x):
+    bench = bench_of(PHANTOM)
+    (plan,) = bench.cases("test")
+    freeze(bench, plan, tmp_path)
+    case = open_case(bench, plan, tmp_path)
+    judge = replace(case.judge("cpu"), metric=Fussy())
+    driver = Driver(bench, tmp_path, bench.executor.build())
+    usage, trace = Usage(), ()
+    outcome = Outcome("finished", "", x[None], (usage,), (trace,))
+    driver._finish(RowPlan(plan, bench.method[0].solver), outcome, judge, case.y_sha256)
+    (row,) = read_rows(tmp_path)
+    if x.shape == judge.item.x.shape:
+        assert (row["status"], row["residual"]) == ("finished", None)  # its projection overflows
+        assert grids_of(summarise([row]))
+    else:
+        assert row["status"] == "crashed" and row["reason"].startswith("its result could not be judged: ")
+        assert "Traceback" in (tmp_path / "rows" / plan.id / "fdk" / "log.txt").read_text()
 
 
 def test_a_solver_cannot_draw_the_noise_again_by_the_seed_that_it_is_given(tmp_path):

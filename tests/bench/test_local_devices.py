@@ -89,6 +89,7 @@ class FakeWorker:
 
     at_work: list[FakeWorker] = []
     started: list[FakeWorker] = []
+    forgotten: list[bytes] = []
     lost: set[bytes] = set()
 
     def __init__(self, job: bytes, timeout_s: float, environment: dict[str, str]) -> None:
@@ -108,7 +109,11 @@ class FakeWorker:
         return self.gpu.encode()
 
     def stop(self) -> None:
-        self.at_work.remove(self)
+        if self in self.at_work:
+            self.at_work.remove(self)
+
+    def forget(self) -> None:
+        self.forgotten.append(self.job)
 
 
 @pytest.fixture
@@ -117,6 +122,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
     monkeypatch.setattr(module, "POLL_S", 0.0)
     monkeypatch.setattr(FakeWorker, "at_work", [])
     monkeypatch.setattr(FakeWorker, "started", [])
+    monkeypatch.setattr(FakeWorker, "forgotten", [])
     monkeypatch.setattr(FakeWorker, "lost", set())
     return FakeWorker
 
@@ -139,3 +145,14 @@ def test_a_run_that_is_closed_stops_the_jobs_on_every_gpu(monkeypatch: pytest.Mo
     assert len(fakes.at_work) == 1
     running.close()
     assert not fakes.at_work
+
+
+def test_what_a_worker_left_goes_when_its_result_is_safe_and_not_before(
+    monkeypatch: pytest.MonkeyPatch, fakes: type[FakeWorker]
+):
+    """A bench that is killed while it judges finds the solve again."""
+    running = local(monkeypatch, GPUS[:1]).run([("a", b"x"), ("b", b"xx"), ("c", b"xxx")], 1.0)
+    assert next(running)[0] == "a" and not fakes.forgotten
+    assert next(running)[0] == "b" and fakes.forgotten == [b"x"]
+    running.close()
+    assert fakes.forgotten == [b"x"]

@@ -100,6 +100,20 @@ def test_the_reference_can_be_any_method():
         summarise(bench(), reference="DSD")
 
 
+def test_seconds_of_different_machines_do_not_compare_and_versions_are_told():
+    here, there = ({"cpu": cpu, "torch": "2.13", "pdframe": "0.1"} for cpu in ("small", "large"))
+    curve = [{"step": 1, "seconds": 1.0, "psnr_db": 30.0}]
+    rows = [row(m, s, 0, 30.0, machine=here, curve=curve) for m in "AB" for s in "ab"]
+    assert all(line.timing for line in summarise(rows).lines) and all(found.timing for found in reach(rows, "A"))
+    mixed = [r if r["method"] == "A" else {**r, "machine": there} for r in rows]
+    assert not any(line.timing for line in summarise(mixed).lines)
+    assert [found.timing for found in reach(mixed, "A")] == [True, False]
+    notes = grids_of(summarise(mixed))[0].notes
+    assert any("different machines" in note for note in notes) and not any("versions" in note for note in notes)
+    newer = [r if r["method"] == "A" else {**r, "machine": {**here, "torch": "2.14"}} for r in rows]
+    assert any("2 sets of versions" in note for note in grids_of(summarise(newer))[0].notes)
+
+
 def test_worst_is_the_other_way_round_for_an_error():
     rows = [row("A", s, 0, 30.0, metrics={"rmse_hu": 50.0}) for s in "ab"]
     rows += [row("B", s, 0, 30.0, metrics={"rmse_hu": v}) for s, v in (("a", 40.0), ("b", 52.0))]
@@ -204,6 +218,11 @@ def test_the_latex_compiles_in_principle_and_in_fact_where_latex_is(tmp_path):
     (tmp_path / "t.tex").write_text(page)
     done = subprocess.run(["pdflatex", "-interaction=batchmode", "t.tex"], cwd=tmp_path, check=False)
     assert done.returncode == 0
+
+
+def test_a_cell_that_begins_with_a_bracket_is_no_option_of_latex():
+    (line,) = (line for line in as_latex([Grid("t", [["a", "b"], ["[5] A<B|C", "1"]], [])]).splitlines() if "A" in line)
+    assert line == r"{}[5] A\textless{}B\textbar{}C & 1 \\"
 
 
 def test_markdown_cells_cannot_break_the_table():

@@ -24,13 +24,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from pdframe.bench.executor import Executor
+from pdframe.bench.executor import Executor, Failure
 from pdframe.bench.job import Job
 from pdframe.bench.answer import answer
 from pdframe.core.solver import Progress, Solver
 from pdframe.hooks import Config, Entry, hookimpl
 
-done, last = [], 10**9
+done, last, losing = [], 10**9, 0
 
 @hookimpl
 def pdframe_register():
@@ -62,7 +62,12 @@ class Inline(Config):
 class InlineExecutor(Executor):
     alone = True
     def run(self, jobs, timeout_s):
+        global losing
         for key, job in jobs:
+            if losing:
+                losing -= 1
+                yield key, Failure("lost", "killed")
+                continue
             if len(done) >= last:
                 raise KeyboardInterrupt
             done.append(key)
@@ -222,6 +227,33 @@ def test_nothing_is_tuned_after_a_test_row(grey, tmp_path):
     with pytest.raises(ConfigError, match="test split was opened, 1 of its rows"):
         tune_bench(load_bench(table()), out_dir=tmp_path)
     assert grey.done == []
+
+
+def test_a_trial_whose_worker_is_lost_again_and_again_counts_as_failed(grey, tmp_path):
+    """Once, the tuning stops and can go on; but no method may block it for ever."""
+    methods = [{"name": "grey", "label": "A", "level": DEFAULT, "search": {"level": [0.02]}}]
+    bench = load_bench(table(method=methods, seeds=[0], problem=[{"label": "two"}]))
+    grey.losing = 2
+    with pytest.raises(RuntimeError, match="a worker was lost: .* if it is lost again"):
+        tune_bench(bench, out_dir=tmp_path)
+    chosen = tune_bench(bench, out_dir=tmp_path).lock["methods"]["A"]["chosen"]["two"]
+    assert (chosen["trials"], chosen["failed"], chosen["settings"]) == (2, 1, {"level": 0.02})
+    assert log_of(tmp_path)[0]["cases"][0]["status"] == "lost"
+
+
+def test_a_method_that_could_not_run_when_it_was_to_be_tuned_is_not_run_untuned_later(grey, tmp_path, monkeypatch):
+    from pdframe.bench import driver
+
+    bench = load_bench(table(seeds=[0], problem=[{"label": "two"}]))
+    absent = {"B": "needs acme, which is not there"}
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "lacking", lambda part: absent.get(part.label.partition(",")[0], ""))
+        lock = tune_bench(bench, out_dir=tmp_path).lock
+    assert lock["methods"]["B"]["chosen"]["two"]["cannot_run"] == absent["B"]
+    run_bench(bench, out_dir=tmp_path)  # it is there now
+    rows = {row["method"]: row for row in read_rows(tmp_path)}
+    assert [rows[m]["status"] for m in "ABC"] == ["finished", "backend_missing", "finished"]
+    assert rows["B"]["reason"].startswith("could not run when the others were tuned (needs acme")
 
 
 def test_rules_cannot_change_half_way(bench, grey, tmp_path):
