@@ -27,6 +27,8 @@ from pdframe.mistakes import ConfigError, explain
 
 #: Keys of a TOML table that belong to the framework, so that no plugin may use them for a setting.
 RESERVED = ("name", "label", "prior")
+#: And those of a bench's [[method]], where a solver's settings stand beside them.
+METHOD_KEYS = ("samples", "search", "for", "like", "solver")
 
 
 class RegistryError(LookupError):
@@ -133,7 +135,8 @@ def load_config_class(entry: Entry) -> type[Config]:
         raise RegistryError(f"{where} cannot be loaded from {entry.target!r}: {_one_line(error)}") from error
     if not (inspect.isclass(found) and issubclass(found, Config) and callable(getattr(found, "build", None))):
         raise RegistryError(f"{where}: {entry.target!r} must be a subclass of pdframe.hooks.Config with a `build`")
-    if taken := sorted({*RESERVED, *needs(found)} & found.model_fields.keys()):
+    keys = {*RESERVED, *needs(found), *(METHOD_KEYS if entry.kind == "solver" else ())}
+    if taken := sorted(keys & found.model_fields.keys()):
         raise RegistryError(f"{where}: setting {taken[0]!r} has a name that the framework uses; rename it")
     return found
 

@@ -49,14 +49,24 @@ def write(path: Path, data: str | bytes) -> None:
 
 def put_in_place(new: Path, target: Path) -> None:
     """A whole folder appears under its name; one that is there is set aside first and then removed."""
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():  # of a swap that was killed half-way
-        os.replace(old, target)
-    shutil.rmtree(old, ignore_errors=True)
+    restore(target)
+    old = _set_aside(target)
     if target.exists():
         os.replace(target, old)
     os.replace(new, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(target: Path) -> None:
+    """Brings back a folder whose replacement was killed half-way, and removes what one left behind."""
+    old = _set_aside(target)
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

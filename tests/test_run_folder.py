@@ -55,13 +55,15 @@ def write(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("killed", ["between the two renames", "before the old one was gone"])
-def test_a_swap_of_folders_that_was_killed_is_put_right_by_the_next(tmp_path, killed):
-    for name in ("new", ".target.old"):
-        write(tmp_path / name, "file")
-    if killed == "before the old one was gone":
-        write(tmp_path / "target", "file")
+def test_a_swap_of_folders_that_was_killed_is_put_right(tmp_path, killed):
+    between = killed == "between the two renames"
+    for name in ("new", ".target.old", *([] if between else ["target"])):
+        runfolder.write(tmp_path / name / "file", name)
+    runfolder.restore(tmp_path / "target")
+    assert tree(tmp_path) == {"new/file": b"new", "target/file": b".target.old" if between else b"target"}
+    runfolder.write(tmp_path / ".target.old" / "file", "left")
     runfolder.put_in_place(tmp_path / "new", tmp_path / "target")
-    assert tree(tmp_path).keys() == {"target/file"}
+    assert tree(tmp_path) == {"target/file": b"new"}
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from pdframe.part import PartOf
 
 def answer(job: Job, folder: Path) -> Outcome:
     """The outcome of a job, whatever it does in Python; `folder` keeps what a second attempt can go on from."""
-    facts: dict[str, Any] = {**machine.facts(), "load_at_start": _load(), "plugins": registry.versions()}
+    facts: dict[str, Any] = {**machine.facts(), "load_at_start": _load()}
     with _without_datasets() as asked:
         outcome = _attempted(job, folder, facts)
     if not asked:
@@ -57,7 +57,7 @@ def _attempted(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
 
 def _solved(job: Job, folder: Path, facts: dict[str, Any]) -> Outcome:
     device = machine.chosen(job.device)
-    facts["device"] = str(device)
+    facts |= {"device": str(device), "plugins": registry.versions()}
     operator = PartOf("operator").read(job.operator).build(grid=job.grid)
     noise = PartOf("noise").read(job.noise).build() if job.noise else NoNoise()
     problem = Problem(operator, job.y.to(device), noise)

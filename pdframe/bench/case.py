@@ -17,7 +17,6 @@ from pdframe.bench.rows import whole
 from pdframe.core.grid import Grid
 from pdframe.core.noise import Noise, NoNoise
 from pdframe.core.problem import Item, Problem, quick_form
-from pdframe.hooks import BackendMissing
 from pdframe.judge import Judge
 from pdframe.mistakes import ConfigError, as_mistake
 
@@ -98,8 +97,8 @@ def missing_scans(bench: Bench, folder: Path) -> list[str]:
         if scan.label in wanted:
             try:
                 names = scan.dataset.build().names()
-                wrong = f"has no item {scan.item!r}" if scan.item and scan.item not in names else ""
-            except (ValueError, OSError, BackendMissing) as error:
+                wrong = "" if names and (not scan.item or scan.item in names) else f"it has no item {scan.item!r}"
+            except Exception as error:  # whatever a foreign dataset raises; freezing will raise it again
                 wrong = " ".join(str(error).split())
             if wrong:
                 lines.append(f"note: scan {scan.label!r} cannot be frozen here: {wrong}")

@@ -113,7 +113,7 @@ def _is_behind(folder: Path) -> bool:
 
     page = folder / PAGE
     rows = whole(folder / ROWS, f"*/*/{ROW}")
-    return not page.is_file() or any(row.stat().st_ctime > page.stat().st_mtime for row in rows)
+    return not page.is_file() or any(row.stat().st_mtime > page.stat().st_mtime for row in rows)
 
 
 def _reported(folder: Path, reference: str = "", metric: str = "psnr_db") -> Path:

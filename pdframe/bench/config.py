@@ -31,8 +31,6 @@ from pdframe.mistakes import nested
 from pdframe.part import Part, PartOf
 
 Split = Literal["validation", "test"]
-#: Keys of a [[method]] that are not its solver's.
-METHOD_KEYS = ("samples", "search", "for", "solver")
 
 
 class Base(Config):
@@ -91,7 +89,7 @@ class Method(Config):
     def _solver_apart(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        own = {key: raw[key] for key in METHOD_KEYS if key in raw}
+        own = {key: raw[key] for key in registry.METHOD_KEYS if key in raw}
         rest = {key: value for key, value in raw.items() if key not in own}
         return own if not rest else {**own, "solver": layers.over(own.get("solver", {}), rest)}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import shlex
 import shutil
 import traceback
@@ -27,17 +26,16 @@ from pdframe.bench.config import Bench, CasePlan, bench_sha256, folder_of, lacki
 from pdframe.bench.executor import Executor, Failure
 from pdframe.bench.job import Job, Outcome
 from pdframe.bench.process import LOG
-from pdframe.bench.rows import FAILED, ROW, ROWS, TRIED_AGAIN
+from pdframe.bench.rows import FAILED, ROW, ROWS, TRIED_AGAIN, sweep
 from pdframe.config import table_sha256
+from pdframe.core.memory import is_refused
 from pdframe.core.solve import Solution, Status
+from pdframe.hooks import BackendMissing
 from pdframe.judge import Judge
 from pdframe.mistakes import ConfigError
 from pdframe.part import Part
 from pdframe.report.progress import Progress, Silent, told
 from pdframe.report.table import in_short
-
-#: What the reason of a row says that was not alone.
-_BESIDE = {"out_of_memory": "; rows beside it took memory too: `--retry` tries it again"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Driver:
     def run(self, plans: Sequence[RowPlan]) -> int:
         """Runs the rows that are not there yet and returns how many they were. Cases are frozen first."""
         freeze_cases(self.bench, list({plan.case.id: plan.case for plan in plans}.values()), self.folder, self.progress)
-        _sweep(self.folder / self.under)
+        sweep(self.folder / self.under)
         missing = {plan.id: plan for plan in plans if self._is_missing(plan)}
         if missing:
             self._run(missing)
@@ -112,15 +110,15 @@ class Driver:
     def _run(self, missing: dict[str, RowPlan]) -> None:
         opened = functools.lru_cache(maxsize=4)(lambda case: open_case(self.bench, case, self.folder))
         judge = functools.lru_cache(maxsize=1)(lambda case: opened(case).judge(self.bench.device))
-        unusable = {name: why for name, plan in missing.items() if (why := plan.untuned or lacking(plan.part))}
+        unusable = {name: found for name, plan in missing.items() if (found := _unusable(plan)) is not None}
         jobs = (
             (name, self.job(plan, opened(plan.case)).to_bytes())
             for name, plan in missing.items()
             if name not in unusable
         )
         self.progress.started("rows", len(missing))
-        for name, why in unusable.items():
-            self._finish(missing[name], Outcome("backend_missing", why), judge(missing[name].case), "")
+        for name, outcome in unusable.items():
+            self._finish(missing[name], outcome, judge(missing[name].case), "")
         done = len(unusable)
         try:
             with closing(self.executor.run(jobs, self.bench.timeout_s)) as results:
@@ -157,12 +155,15 @@ class Driver:
     def _finish(self, plan: RowPlan, outcome: Outcome, judge: Judge, y_sha256: str) -> None:
         """Judges an outcome and writes its row."""
         home = self.folder / self.under / plan.id
+        solutions: list[Solution] = []
         try:
             solutions = _solutions(outcome, judge)
             judged = _judged(outcome, solutions, judge)
         except Exception as error:  # a metric, or estimates on the way that have another shape: the other rows go on
-            outcome, solutions = _beyond_judgement(outcome, error), []
-            judged = _judged(outcome, solutions, judge)
+            if is_refused(error) or isinstance(error, OSError | BackendMissing):
+                raise  # that is ours, not the method's
+            outcome = _beyond_judgement(outcome, error)
+            judged = _judged(outcome, [], judge)
         row = {**self._head(plan, outcome), **judged}
         if outcome.status == "lost":
             before = runfolder.read_json(home / ROW) or {}
@@ -180,6 +181,12 @@ class Driver:
         spent = f" ({told(row['rows'][-1]['usage']['seconds'])})" if row["rows"] else ""
         self.progress.say(f"{plan.id}: {row['status']}{': ' + short if short else ''}{spent}")
 
+    def _doubt(self, outcome: Outcome) -> str:
+        """What its reason adds where it may be the other rows' doing."""
+        shared = not self.executor.alone and self.bench.memory_limit_gib is None
+        memory = shared and outcome.status == "out_of_memory"
+        return "; rows beside it may have taken it: `--retry` tries again" if memory else ""
+
     def _head(self, plan: RowPlan, outcome: Outcome) -> dict[str, Any]:
         case = plan.case
         return {
@@ -194,7 +201,7 @@ class Driver:
             "config_sha256": plan.sha256(self.bench),
             "prior_sha256": outcome.prior_sha256,
             "status": outcome.status,
-            "reason": outcome.reason + ("" if self.executor.alone else _BESIDE.get(outcome.status, "")),
+            "reason": outcome.reason + self._doubt(outcome),
             "solver_seconds": sum(u.seconds for u in outcome.usage) if outcome.usage else None,
             "timing": self.executor.alone,
             "config": plan.config,
@@ -214,6 +221,13 @@ def freeze_cases(bench: Bench, cases: Sequence[CasePlan], folder: Path, progress
         if not is_frozen(case, folder):
             progress.say(f"freezing case {i + 1} of {len(cases)}: {case.id}")
         freeze(bench, case, folder)
+
+
+def _unusable(plan: RowPlan) -> Outcome | None:
+    """The outcome of a method that is not run at all."""
+    if plan.untuned:
+        return Outcome("untuned", plan.untuned)
+    return Outcome("backend_missing", why) if (why := lacking(plan.part)) else None
 
 
 def _outcome(found: bytes | Failure) -> Outcome:
@@ -275,14 +289,3 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def _known(residual: float | None) -> float | None:
     """None of a volume so far off that its residual is not finite."""
     return residual if residual is not None and math.isfinite(residual) else None
-
-
-def _sweep(rows: Path) -> None:
-    """Puts right what a killed driver left: a row that was being replaced comes back, one half written goes."""
-    for old in rows.glob("*/.*.old"):
-        home = old.with_name(old.name[1 : -len(".old")])
-        if not home.exists():
-            os.replace(old, home)
-        shutil.rmtree(old, ignore_errors=True)
-    for new in rows.glob("*/.*.new"):
-        shutil.rmtree(new)

@@ -13,10 +13,10 @@ import tomli_w
 
 from pdframe import runfolder
 from pdframe.bench.lock import LOCK, LOG, TUNING, joined
-from pdframe.bench.rows import BENCH, ROW, ROWS, TRIED_AGAIN, whole
+from pdframe.bench.rows import BENCH, ROW, ROWS, TRIED_AGAIN, sweep, whole
 from pdframe.mistakes import ConfigError
 
-CASES, TRUTH, CASE, TOML = "cases", "truth", "case.json", "bench.toml"
+CASES, TRUTH, CASE, TOML, PAGE = "cases", "truth", "case.json", "bench.toml", "report.html"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def merge(into: Path, sources: Sequence[Path]) -> Merged:
     Methods that were tuned apart, by the same rules on the same cases, have one lock from then on.
     """
     with runfolder.held(into, "bench"):
+        runfolder.restore(into / TUNING)
+        sweep(into / ROWS)
         known = [into] if (into / BENCH).is_file() else []
         folders = [*known, *sources]
         _same_bench(folders)
@@ -56,6 +58,8 @@ def merge(into: Path, sources: Sequence[Path]) -> Merged:
         added = [name for name, row in rows.items() if row != into / ROWS / name]
         for name in added:
             _copy_folder(rows[name], into / ROWS / name)
+        if added:
+            (into / PAGE).unlink(missing_ok=True)  # it told of fewer rows
     return Merged(into, len(added), count - len(added))
 
 

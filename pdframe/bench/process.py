@@ -26,7 +26,7 @@ JOB, OUTCOME, LOG, FILES = "job.safetensors", "outcome.safetensors", "log.txt", 
 HIDDEN = ("PWD", "OLDPWD", "_", "PDFRAME_DATA")
 WEEK_S = 7 * 24 * 3600.0
 #: So much of a worker's log is kept where it failed.
-SAID_CHARACTERS = 20_000
+SAID_BYTES = 20_000
 
 
 class WorkerProcess:
@@ -34,7 +34,7 @@ class WorkerProcess:
 
     The folder has no neighbours, and in it is every file that the settings name: beside the originals may lie the
     truth. It is named after the job and outlives a kill, so that the same job, started again, goes on from its last
-    checkpoint, until `forget` says that the result is safe. The process ends when the one that started it does.
+    checkpoint, until `forget`, for when the result is safe. The process ends when the one that started it does.
     environment: variables for this worker on top of ours.
     """
 
@@ -82,6 +82,9 @@ class WorkerProcess:
         self.held.close()
 
     def _end(self) -> None:
+        assert self.process.stdin is not None
+        if self.process.stdin.closed:  # it has ended, and its number may be another's by now
+            return
         try:
             if sys.platform == "win32":
                 self.process.kill()
@@ -89,25 +92,31 @@ class WorkerProcess:
                 os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        self.process.stdin.close()
         self.process.wait()
 
     def _said(self) -> str:
         """The end of what it wrote."""
-        return (self.folder / LOG).read_text(errors="replace")[-SAID_CHARACTERS:]
+        with contextlib.suppress(FileNotFoundError), open(self.folder / LOG, "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - SAID_BYTES))
+            return log.read().decode(errors="replace")
+        return ""
+
+    def _fault(self) -> str:
+        """The line of Python's fault handler that names the fault; a long list of modules may come after it."""
+        with contextlib.suppress(FileNotFoundError), open(self.folder / LOG, errors="replace") as log:
+            return next((line.strip() for line in log if line.startswith("Fatal Python error")), "")
+        return ""
 
     def _explained(self, code: int, lost: bool) -> Failure:
         said = self._said()
-        lines = said.split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:300]
+        last = next((line.strip() for line in reversed(said.split("\n")) if line.strip()), "it said nothing")[:300]
         if lost and _oom_kills() > self.oom_kills:
             return Failure("out_of_memory", "the system killed it for want of memory")
         if lost:
             return Failure("lost", f"killed from outside by {signal.Signals(-code).name}")
         if code < 0:
-            fault = next((line for line in lines if line.startswith("Fatal Python error")), last)
-            return Failure("crashed", f"ended by {signal.Signals(-code).name}: {fault}", said)
+            return Failure("crashed", f"ended by {signal.Signals(-code).name}: {self._fault() or last}", said)
         return Failure("crashed", f"ended with exit code {code} and no outcome: {last}", said)
 
 

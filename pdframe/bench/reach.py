@@ -78,7 +78,7 @@ def _reach(rows: Sequence[Row], problem: str, method: str, target: str | float, 
         reference = amount_to_reach(others[case], goal, *unit) if case in others else None
         if reference and spent:
             ratio[case] = math.log(reference / spent)
-    compared = [row for row in rows if row["method"] in (method, target)]
+    compared = [row for row in rows if row["method"] in (method, target) and not failed(row)]
     timing = all(row["timing"] for row in compared) and len({machine_of(row) for row in compared}) <= 1
     amount = interval(took) if took else None
     return Reach(problem, method, len(took), len(own), amount, _exp(interval(ratio)) if ratio else None, timing)

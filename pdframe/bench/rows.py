@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pdframe import runfolder
 
 ROW, ROWS, BENCH = "row.json", "rows", runfolder.BENCH
 #: Statuses whose row holds no result, besides `nonfinite` of a solve.
-FAILED = ("crashed", "timeout", "out_of_memory", "lost", "unfair", "backend_missing", "nonfinite")
+FAILED = ("crashed", "timeout", "out_of_memory", "lost", "unfair", "backend_missing", "untuned", "nonfinite")
 #: Of these, what is not the method's doing: a later run tries such a row again.
 TRIED_AGAIN = ("lost", "backend_missing")
 
@@ -31,6 +32,14 @@ def whole(folder: Path, pattern: str) -> list[Path]:
     """The files of the pattern below `folder`, in order, less those in hidden folders: these are half made."""
     found = folder.glob(pattern)
     return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+
+def sweep(rows: Path) -> None:
+    """Puts right what a killed command left: a row that was being replaced comes back, one half written goes."""
+    for old in rows.glob("*/.*.old"):
+        runfolder.restore(old.with_name(old.name[1 : -len(".old")]))
+    for new in rows.glob("*/.*.new"):
+        shutil.rmtree(new)
 
 
 def read_row_files(folder: Path, under: str = ROWS) -> list[dict[str, Any]]:

@@ -71,7 +71,11 @@ def _command(bench: Bench, variant: str, overrides: Sequence[str], timing: bool,
     options = [f"--{variant}"] if variant else []
     options += [word for text in overrides for word in ("--set", text)]
     options += ["--timing"] if timing else []
-    options += ["--out", os.path.relpath(folder, folder_of(bench))]
+    try:
+        there = os.path.relpath(folder, folder_of(bench))
+    except ValueError:  # another drive of Windows
+        there = str(folder.absolute())
+    options += ["--out", there]
     return shlex.join(["pdframe", "bench", "run", bench.source.name if bench.source else "BENCH.toml", *options])
 
 
@@ -82,8 +86,12 @@ def freeze_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = ""
     progress = on_console() if console else Silent()
     with runfolder.held(folder, "bench"):
         split: Split = "validation" if bench.tuning and read_lock(bench, folder) is None else "test"
-        write_head(bench, folder)
+        if split == "test":
+            tuned(bench, folder)
         cases = bench.cases(split)
+        if not cases:
+            raise ConfigError(f"no [[scan]] is of the {split} split: there is no case to freeze")
+        write_head(bench, folder)
         freeze_cases(bench, cases, folder, progress)
         later = "; those of the test split once tuning has ended" if split == "validation" else ""
         progress.say(f"{len(cases)} cases of the {split} split are frozen in {folder}{later}")

@@ -181,7 +181,7 @@ def _line(problem: str, method: str, estimate: str, rows: Sequence[Row]) -> Line
         trials=max((row["trials"] for row in own if row.get("trials") is not None), default=None),
         priors=len({row.get("prior_sha256") for row in mine}),
         machines=frozenset(map(machine_of, mine)),
-        versions=frozenset(map(_versions, mine)),
+        versions=frozenset(_versions(row) for row in mine if "plugins" in (row.get("machine") or {})),
     )
 
 
@@ -196,7 +196,8 @@ def _on_one_machine(lines: Sequence[Line]) -> list[Line]:
 def machine_of(row: Row) -> str:
     """What of a machine a row's seconds depend on."""
     told = row.get("machine") or {}
-    return repr([told.get(key) for key in ("cpu", "cores", "torch_threads", "devices", "device", "onednn_limit")])
+    device = told.get("device", "cpu" if told.get("devices") == ["cpu"] else None)
+    return repr([device, *(told.get(key) for key in ("cpu", "cores", "torch_threads", "devices", "onednn_limit"))])
 
 
 def _versions(row: Row) -> str:

@@ -130,7 +130,7 @@ def _round(bench: Bench, rules: Tuning, log: Sequence[Line]) -> list[Candidate]:
 
 def _next(rules: Tuning, method: Method, problem: str, log: Sequence[Line]) -> Candidate | None:
     before = _of(log, method, problem)
-    if before and (_effort_is_spent(rules, before) or _cannot_run(before[-1])):
+    if before and (_effort_is_spent(rules, before) or _missing_parts(before[-1])):
         return None
     sign = 1.0 if rules.goal == "highest" else -1.0
     trials = [Trial(line["settings"], None if line["score"] is None else sign * line["score"]) for line in before]
@@ -145,15 +145,16 @@ def _effort_is_spent(rules: Tuning, before: Sequence[Line]) -> bool:
     return len(before) >= (rules.trials or 1)
 
 
-def _cannot_run(line: Line) -> bool:
-    return any(case["status"] == "backend_missing" for case in line["cases"])
+def _missing_parts(line: Line) -> list[Mapping[str, Any]]:
+    """Its cases that a library was missing for."""
+    return [case for case in line["cases"] if case["status"] == "backend_missing"]
 
 
 def _line(bench: Bench, rules: Tuning, folder: Path, candidate: Candidate) -> dict[str, Any]:
     """What came of a trial: its score is the mean over scans (of means over seeds), None if any case failed."""
     rows = [json.loads((folder / UNDER / plan.id / ROW).read_text()) for plan in candidate.plans(bench)]
     cases = [_case(rules, bench.timeout_s, row) for row in rows]
-    if lost := [row for row in rows if row["status"] == "lost" and row["tries"] < 2]:
+    if lost := [row for row in rows if row["status"] == "lost" and row.get("tries", 1) < 2]:
         raise RuntimeError(
             f"a worker was lost: {lost[0]['reason']}; the same command goes on from here, and counts the trial as "
             "failed if it is lost again"
@@ -205,7 +206,7 @@ def _chosen(bench: Bench, rules: Tuning, log: Sequence[Line]) -> dict[str, dict[
                 "score": found["score"],
                 "default_score": first["score"],
                 "trials": len(lines),
-                "cannot_run": next((c["reason"] for line in lines for c in line["cases"] if _cannot_run(line)), ""),
+                "cannot_run": next((c["reason"] for line in lines for c in _missing_parts(line)), ""),
                 "failed": len(lines) - len(scored),
                 "seconds": sum(line["seconds"] for line in lines),
             }

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
-#: linux/prctl.h
-PR_SET_PDEATHSIG = 1
-
 
 def main() -> None:
     """Runs the job of the working folder."""
-    _die_with_parent()
-    threading.Thread(target=_end_with_parent, daemon=True).start()  # before the libraries, whose import takes seconds
+    _end_with_parent()  # before the libraries, whose import takes seconds
     from pdframe import runfolder
     from pdframe.bench.answer import answer
     from pdframe.bench.job import Job
@@ -26,20 +22,19 @@ def main() -> None:
     runfolder.write(folder / OUTCOME, answer(job, folder).to_bytes())
 
 
-def _die_with_parent() -> None:
-    """On Linux the kernel sees to it, even where a method hangs in a library and no thread of Python's can run."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _end_with_parent() -> None:
-    """The pipe to whoever started this process ends when they do; then there is nobody to work for. What the method
-    started goes too: the worker leads a group of its own."""
-    sys.stdin.buffer.read()
+    """The pipe to whoever started this process ends when they do; then it goes, with all that it started.
+
+    A shell in its group waits for that: a method that hangs in a library lets no thread of Python run.
+    """
     if sys.platform != "win32" and os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
+        subprocess.Popen(["/bin/sh", "-c", "read -r _; kill -9 0"])
+    else:
+        threading.Thread(target=_exit_at_the_end_of_the_pipe, daemon=True).start()
+
+
+def _exit_at_the_end_of_the_pipe() -> None:
+    sys.stdin.buffer.read()
     os._exit(3)
 
 

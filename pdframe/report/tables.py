@@ -219,7 +219,11 @@ def _failures(line: Line) -> list[str]:
 
 
 def _timing_note(timing: Iterable[bool]) -> list[str]:
-    return [] if all(timing) else ["* not for timing: ran beside other rows, or on different machines."]
+    return (
+        []
+        if all(timing)
+        else ["* not for timing: ran beside other rows, on different machines or with different numbers of threads."]
+    )
 
 
 def _difference(line: Line, metric: str) -> str:

@@ -192,7 +192,7 @@ def _on_the_node(job: bytes, timeout_s: float, environment: dict[str, str], want
                 os._exit(1)
             time.sleep(POLL_S)
         if not (isinstance(found, Failure) and found.kind == "lost"):
-            worker.forget()
+            worker.forget()  # the node cannot know when the answer is safe; a row that was given up starts afresh
     finally:
         worker.stop()
     return found

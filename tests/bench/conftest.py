@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,11 @@ def case(make_bench: Callable[..., Bench], tmp_path: Path) -> FrozenCase:
     plan = bench.cases()[0]
     freeze(bench, plan, tmp_path / "bench")
     return open_case(bench, plan, tmp_path / "bench")
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers' folders go where pytest clears up, apart from every bench."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("private")))
+        yield

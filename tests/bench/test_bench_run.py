@@ -9,9 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ import pytest
 import tomli_w
 import torch
 from click.testing import CliRunner
-from toy_bench import SITE, TABLE, lasting
+from toy_bench import TABLE, lasting, outside
 
 import pdframe
-from pdframe.bench import process
 from pdframe.bench.answer import forget_other_attempts
 from pdframe.bench.config import Bench, load_bench
-from pdframe.bench.job import Job
 from pdframe.bench.merge import merge
 from pdframe.bench.rows import read_row_files, read_rows
 from pdframe.bench.run import freeze_bench, run_bench
@@ -36,14 +33,7 @@ from pdframe.measure import digest
 from pdframe.mistakes import ConfigError
 
 Make = Callable[..., Bench]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Workers' folders go where pytest clears up, apart from every bench."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("private")))
-        yield
+pytestmark = pytest.mark.usefixtures("private")
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +195,8 @@ def test_what_one_method_does_hurts_no_other(make_bench: Make, tmp_path: Path, m
 
 
 def command(toml: Path, folder: Path) -> subprocess.Popen[bytes]:
-    paths = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pdframe", "bench", "run", str(toml), "--out", str(folder), "--only", "Short"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": tempfile.gettempdir()},
-        stdout=subprocess.DEVNULL,
-    )
+    words = ["bench", "run", str(toml), "--out", str(folder), "--only", "Short"]
+    return subprocess.Popen([sys.executable, "-m", "pdframe", *words], env=outside(), stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
@@ -233,41 +219,6 @@ def test_a_killed_driver_goes_on_and_ends_with_the_same_rows(finished: Path, mak
     for row in want:
         volume = Path("rows") / row["case"] / "short" / "volume.nii.gz"
         assert (folder / volume).read_bytes() == (finished / volume).read_bytes()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_worker_ends_with_whoever_started_it(make_bench: Make, finished: Path, tmp_path: Path):
-    bench = make_bench(method=[{"name": "toy_descent", "label": "hang", "how": "hang"}])
-    case = bench.cases()[0]
-    from pdframe.bench.case import open_case
-    from pdframe.bench.driver import Driver, RowPlan
-
-    plan = RowPlan(case, bench.method[0].part("all"))
-    job: Job = Driver(bench, finished, bench.executor.build()).job(plan, open_case(bench, case, finished))
-    (tmp_path / "job").write_bytes(job.to_bytes())
-    code = (
-        "import sys, time; from pathlib import Path; from pdframe.bench.process import WorkerProcess\n"
-        f"w = WorkerProcess(Path({str(tmp_path / 'job')!r}).read_bytes(), 600); print(w.process.pid, flush=True)\n"
-        "time.sleep(600)"
-    )
-    environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    assert parent.stdout is not None
-    worker = int(parent.stdout.readline())
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
-    deadline = time.monotonic() + 60
-    while _alive(worker):
-        assert time.monotonic() < deadline, "the worker outlived its parent"
-        time.sleep(0.05)
-    process.WorkerProcess(job.to_bytes(), 600).stop()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_timing_pass_runs_those_again_that_ran_beside_others_and_changes_nothing_but_time(

@@ -121,24 +121,43 @@ class Fussy(Metric):
         return {"psnr_db": 30.0}
 
 
-@pytest.mark.parametrize("x", [torch.full((1, 1, 6, 8, 9), 0.01), torch.full((1, 1, 6, 8, 10), 3e38)])
-def test_a_result_that_cannot_be_judged_is_a_row_that_failed_and_hurts_no_other(tmp_path, x):
+def judged_row(tmp_path: Path, x: torch.Tensor, point: torch.Tensor, metric: Metric) -> dict[str, Any]:
+    """The row that comes of a volume and an estimate on the way to it."""
     bench = bench_of(PHANTOM)
     (plan,) = bench.cases("test")
     freeze(bench, plan, tmp_path)
     case = open_case(bench, plan, tmp_path)
-    judge = replace(case.judge("cpu"), metric=Fussy())
+    outcome = Outcome("finished", "", x[None], (Usage(),), ((),), (Point(1, Usage(), point),))
     driver = Driver(bench, tmp_path, bench.executor.build())
-    usage, trace = Usage(), ()
-    outcome = Outcome("finished", "", x[None], (usage,), (trace,))
+    judge = replace(case.judge("cpu"), metric=metric)
     driver._finish(RowPlan(plan, bench.method[0].solver), outcome, judge, case.y_sha256)
     (row,) = read_rows(tmp_path)
-    if x.shape == judge.item.x.shape:
-        assert (row["status"], row["residual"]) == ("finished", None)  # its projection overflows
-        assert grids_of(summarise([row]))
-    else:
-        assert row["status"] == "crashed" and row["reason"].startswith("its result could not be judged: ")
-        assert "Traceback" in (tmp_path / "rows" / plan.id / "fdk" / "log.txt").read_text()
+    return row
+
+
+def test_a_result_that_cannot_be_judged_is_a_row_that_failed_with_what_was_found(tmp_path):
+    row = judged_row(tmp_path, torch.full((1, 1, 6, 8, 10), 0.01), torch.full((1, 1, 3, 4, 5), 0.01), Fussy())
+    assert (row["status"], row["metrics"]) == ("crashed", {})
+    assert row["reason"] == "its result could not be judged: ValueError: shapes differ"
+    folder = tmp_path / "rows" / row["case"] / "fdk"
+    assert "Traceback" in (folder / "log.txt").read_text() and (folder / "volume.nii.gz").is_file()
+
+
+def test_a_judge_that_has_no_memory_left_stops_the_bench_and_blames_no_method(tmp_path):
+    class Hungry(Metric):
+        def measure(self, x, reference, mask=None):
+            raise MemoryError
+
+    x = torch.full((1, 1, 6, 8, 10), 0.01)
+    with pytest.raises(MemoryError):
+        judged_row(tmp_path, x, x, Hungry())
+    assert not (tmp_path / "rows").exists()
+
+
+def test_a_volume_so_far_off_that_its_projection_overflows_has_no_residual_and_spoils_no_table(tmp_path):
+    x = torch.full((1, 1, 6, 8, 10), 3e38)
+    row = judged_row(tmp_path, x, x, Fussy())
+    assert (row["status"], row["residual"]) == ("finished", None) and grids_of(summarise([row]))
 
 
 def test_a_solver_cannot_draw_the_noise_again_by_the_seed_that_it_is_given(tmp_path):

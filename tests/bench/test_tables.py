@@ -101,7 +101,7 @@ def test_the_reference_can_be_any_method():
 
 
 def test_seconds_of_different_machines_do_not_compare_and_versions_are_told():
-    here, there = ({"cpu": cpu, "torch": "2.13", "pdframe": "0.1"} for cpu in ("small", "large"))
+    here, there = ({"cpu": cpu, "torch": "2.13", "pdframe": "0.1", "plugins": {}} for cpu in ("small", "large"))
     curve = [{"step": 1, "seconds": 1.0, "psnr_db": 30.0}]
     rows = [row(m, s, 0, 30.0, machine=here, curve=curve) for m in "AB" for s in "ab"]
     assert all(line.timing for line in summarise(rows).lines) and all(found.timing for found in reach(rows, "A"))
@@ -110,6 +110,8 @@ def test_seconds_of_different_machines_do_not_compare_and_versions_are_told():
     assert [found.timing for found in reach(mixed, "A")] == [True, False]
     notes = grids_of(summarise(mixed))[0].notes
     assert any("different machines" in note for note in notes) and not any("versions" in note for note in notes)
+    lost = [*rows, failure("A", "c", 0, "timeout", "late"), failure("B", "c", 0, "timeout", "late")]
+    assert all(line.timing for line in summarise(lost).lines) and all(found.timing for found in reach(lost, "A"))
     newer = [r if r["method"] == "A" else {**r, "machine": {**here, "torch": "2.14"}} for r in rows]
     assert any("2 sets of versions" in note for note in grids_of(summarise(newer))[0].notes)
 

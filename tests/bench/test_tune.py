@@ -252,8 +252,9 @@ def test_a_method_that_could_not_run_when_it_was_to_be_tuned_is_not_run_untuned_
     assert lock["methods"]["B"]["chosen"]["two"]["cannot_run"] == absent["B"]
     run_bench(bench, out_dir=tmp_path)  # it is there now
     rows = {row["method"]: row for row in read_rows(tmp_path)}
-    assert [rows[m]["status"] for m in "ABC"] == ["finished", "backend_missing", "finished"]
+    assert [rows[m]["status"] for m in "ABC"] == ["finished", "untuned", "finished"]
     assert rows["B"]["reason"].startswith("could not run when the others were tuned (needs acme")
+    assert run_bench(bench, out_dir=tmp_path).ran == 0
 
 
 def test_rules_cannot_change_half_way(bench, grey, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,3 +39,9 @@ def lasting(row: Mapping[str, Any]) -> dict[str, Any]:
     curve = [{k: v for k, v in point.items() if k not in slow} for point in row["curve"]]
     kept = {k: v for k, v in row.items() if k not in ("machine", "date", "solver_seconds", "command")}
     return {**kept, "rows": rows, "curve": curve}
+
+
+def outside() -> dict[str, str]:
+    """The environment of a process that finds the toys and keeps its folders where this one does."""
+    paths = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": tempfile.gettempdir()}

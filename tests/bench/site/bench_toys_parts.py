@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -292,6 +293,12 @@ def _by_class() -> object:
     return Phantom(PhantomConfig(**PHANTOM))
 
 
+def _hangs_in_c(solver: Descent, problem: Problem, x: Tensor) -> None:
+    """Holds Python's lock for good, beside a process that it started."""
+    subprocess.Popen(["sleep", "600"])
+    ctypes.PyDLL(None).sleep(600)
+
+
 def _raises(solver: Descent, problem: Problem, x: Tensor) -> None:
     raise ArithmeticError("the step is too long")
 
@@ -323,6 +330,7 @@ TRICKS: dict[str, Callable[[Descent, Problem, Tensor], Tensor | None]] = {
     "crash": lambda solver, problem, x: _void(ctypes.string_at(0)),
     "quit": lambda solver, problem, x: os._exit(7),
     "hang": lambda solver, problem, x: time.sleep(3600),
+    "hang in C": _hangs_in_c,
     "memory": lambda solver, problem, x: _void(torch.empty(3 * 2**30, dtype=torch.uint8)),
     "killed": lambda solver, problem, x: os.kill(os.getpid(), signal.SIGKILL),
     "killed once": _is_killed_once,
