@@ -15,7 +15,7 @@ from pdframe_solvers.dds import DDSConfig
 
 from pdframe import build
 from pdframe.core.noise import NoNoise
-from pdframe.core.prior import prior_on
+from pdframe.core.prior import denoised, prior_on
 from pdframe.core.problem import Item, Problem
 from pdframe.core.seeds import generator
 from pdframe.ct.units import WATER
@@ -83,7 +83,7 @@ def test_no_seam_is_left_between_the_patches_at_the_last_noise_level(seed):
             state = dds.step(problem, state, rng)
         replay = generator(0)
         replay.set_state(rng.get_state())
-        estimate = dds._denoised(state.x, dds.sigmas[-2], rng, dds.settings.last_tilings)[0, 0]
+        estimate = denoised(prior, state.x, dds.sigmas[-2], tilings=dds.settings.last_tilings, rng=rng)[0, 0]
 
     patch, shape = prior.card.patch, tuple(item.x.shape[2:])
     for _ in range(dds.settings.last_tilings):
