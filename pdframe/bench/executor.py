@@ -31,6 +31,11 @@ class Failure:
             raise ValueError(f"a failure is one of {', '.join(get_args(FailureKind))}: got {self.kind!r}")
 
 
+def is_lost(found: bytes | Failure | None) -> bool:
+    """Whether a job vanished for a reason that is not its own, and is worth another attempt."""
+    return isinstance(found, Failure) and found.kind == "lost"
+
+
 class Executor(Interface):
     """Runs jobs, each in a fresh process of its own (`pdframe.bench.process`), wherever it has room.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pdframe
-from pdframe.bench.executor import Failure
+from pdframe.bench.executor import Failure, is_lost
 from pdframe.lock import FolderBusy, only_one
 
 JOB, OUTCOME, LOG, FILES = "job.safetensors", "outcome.safetensors", "log.txt", "files"
@@ -130,17 +130,13 @@ def in_fresh_process(
         try:
             while (found := worker.result()) is None:
                 time.sleep(0.05)
-            if not _is_lost(found):
+            if not is_lost(found):
                 worker.forget()
                 break
         finally:
             worker.stop()
     assert found is not None
     return found
-
-
-def _is_lost(found: bytes | Failure) -> bool:
-    return isinstance(found, Failure) and found.kind == "lost"
 
 
 def _private_folder(name: str, held: contextlib.ExitStack) -> Path:

@@ -11,7 +11,7 @@ from itertools import chain
 from pydantic import Field
 
 from pdframe import machine
-from pdframe.bench.executor import Executor, Failure
+from pdframe.bench.executor import Executor, Failure, is_lost
 from pdframe.bench.process import WorkerProcess
 from pdframe.hooks import Config
 
@@ -60,12 +60,11 @@ class Local(Executor):
                     found = worker.result()
                     if found is None:
                         continue
-                    lost = isinstance(found, Failure) and found.kind == "lost"
-                    if lost and attempt < self.settings.attempts:
+                    if is_lost(found) and attempt < self.settings.attempts:
                         waiting = chain([(key, job, attempt + 1)], waiting)
                     else:
                         yield key, found  # whoever asks for the next has this one safe
-                        if not lost:
+                        if not is_lost(found):
                             worker.forget()
                     worker.stop()
                     del slots[slot]

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import Field
 
 import pdframe
-from pdframe.bench.executor import Executor, Failure
+from pdframe.bench.executor import Executor, Failure, is_lost
 from pdframe.bench.process import WorkerProcess
 from pdframe.hooks import Config
 
@@ -154,7 +154,7 @@ class _Flight:
                 words = " ".join(str(error).split())[:300]
                 yield _Landed(row, Failure(kind, f"{type(error).__name__}: {words}"), lost=True)
             else:
-                yield _Landed(row, result, lost=isinstance(result, Failure) and result.kind == "lost")
+                yield _Landed(row, result, lost=is_lost(result))
 
     def cancel(self) -> None:
         for ref in self.rows:
@@ -191,7 +191,7 @@ def _on_the_node(job: bytes, timeout_s: float, environment: dict[str, str], want
                 worker.stop()
                 os._exit(1)
             time.sleep(POLL_S)
-        if not (isinstance(found, Failure) and found.kind == "lost"):
+        if not is_lost(found):
             worker.forget()  # the node cannot know when the answer is safe; a row that was given up starts afresh
     finally:
         worker.stop()
