@@ -21,9 +21,12 @@ def draw_training(rows: list[dict], path: Path) -> None:
         left.plot(at, [row["validation"]["loss"] for row in checks], marker=".", label="validation (averaged weights)")
         for key in checks[-1]["validation"]:
             if key != "loss":
-                right.plot(at, [row["validation"][key] for row in checks], marker=".", label=key.replace("_", " "))
-        right.legend(fontsize=7, frameon=False)
+                values = [row["validation"][key] for row in checks]
+                (line,) = right.plot(at, values, marker=".")
+                told = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 7, "color": line.get_color()}
+                right.annotate(key.replace("_", " "), (at[-1], values[-1]), **told)
     left.set(yscale="log", xlabel="step", ylabel="weighted loss")
     right.set(yscale="log", xlabel="step", ylabel="validation")
+    right.spines["right"].set_visible(False)  # names stand there
     left.legend(frameon=False)
     save(figure, path)
