@@ -86,6 +86,7 @@ class Driver:
 
     def run(self, plans: Sequence[RowPlan]) -> int:
         """Runs the rows that are not there yet and returns how many they were. Cases are frozen first."""
+        self.check(plans)
         freeze_cases(self.bench, list({plan.case.id: plan.case for plan in plans}.values()), self.folder, self.progress)
         sweep(self.folder / self.under)
         missing = {plan.id: plan for plan in plans if self._is_missing(plan)}
@@ -93,15 +94,20 @@ class Driver:
             self._run(missing)
         return len(missing)
 
+    def check(self, plans: Sequence[RowPlan]) -> None:
+        """ConfigError if a row is there that was run with other settings."""
+        for plan in plans:
+            row = runfolder.read_json(self.folder / self.under / plan.id / ROW)
+            if row is not None and row["config_sha256"] != plan.sha256(self.bench):
+                raise ConfigError(
+                    f"{self.folder / self.under / plan.id}: was run with other settings of {plan.part.label!r}; "
+                    "give the changed method another label, or choose another folder (--out)"
+                )
+
     def _is_missing(self, plan: RowPlan) -> bool:
         row = runfolder.read_json(self.folder / self.under / plan.id / ROW)
         if row is None:
             return True
-        if row["config_sha256"] != plan.sha256(self.bench):
-            raise ConfigError(
-                f"{self.folder / self.under / plan.id}: was run with other settings of {plan.part.label!r}; "
-                "give the changed method another label, or choose another folder (--out)"
-            )
         if row["y_sha256"] != frozen(plan.case, self.folder)["y_sha256"]:
             raise ConfigError(f"{self.folder / self.under / plan.id}: is of another measurement than the frozen case")
         again = row["status"] in TRIED_AGAIN or (self.retry and row["status"] in FAILED)

@@ -61,7 +61,10 @@ def run_bench(
         registry.require(part.entry)
         command = _command(bench, variant, overrides, timing, folder)
         options = {"timing": timing, "retry": retry, "command": command, "progress": progress}
-        ran = Driver(bench, folder, part.build(), **options).run(asked)
+        driver = Driver(bench, folder, part.build(), **options)
+        driver.check(plans)
+        write_head(bench, folder)
+        ran = driver.run(asked)
         progress.say(f"{ran} rows run" if ran else f"all {len(asked)} rows were done before: nothing to do")
     return BenchResult(folder, ran, len(asked))
 
@@ -102,7 +105,6 @@ def _opened(bench: Bench, folder: Path, progress: Progress) -> list[RowPlan]:
     """Every row of the test split, with what tuning chose."""
     progress.say(f"{bench.title or folder.name}\nbench folder {folder}")
     chosen, spent = tuned(bench, folder), efforts(bench, folder)
-    write_head(bench, folder)
 
     def plan(case: CasePlan, method: Method) -> RowPlan:
         part = method.part(case.problem, chosen[method.label][case.problem])

@@ -76,6 +76,7 @@ def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", 
             progress.say(f"{folder} was tuned before and is locked: nothing to do")
             return TuneResult(folder, 0, lock)
         refuse_after_test(folder)
+        log = _read_log(bench, folder)
         write_head(bench, folder)
         for note in missing_scans(bench, folder):
             progress.say(note)
@@ -83,7 +84,7 @@ def tune_bench(bench: Bench, *, out_dir: Path | None = None, variant: str = "", 
         part = alone(bench.executor) if rules.seconds else bench.executor
         registry.require(part.entry)
         driver = Driver(bench, folder, part.build(), under=UNDER, progress=progress)
-        log, ran = _read_log(bench, folder), 0
+        ran = 0
         while candidates := _round(bench, rules, log):
             progress.say(f"round {max(c.number for c in candidates)}: {len(candidates)} searches are open")
             ran += driver.run([plan for c in candidates for plan in c.plans(bench)])

@@ -20,9 +20,10 @@ import torch
 from click.testing import CliRunner
 from toy_bench import TABLE, lasting, outside
 
-import pdframe
 from pdframe.bench.answer import forget_other_attempts
+from pdframe.bench.case import open_case
 from pdframe.bench.config import Bench, load_bench
+from pdframe.bench.driver import Driver, RowPlan
 from pdframe.bench.merge import merge
 from pdframe.bench.rows import read_row_files, read_rows
 from pdframe.bench.run import freeze_bench, run_bench
@@ -69,8 +70,11 @@ def test_the_folder_holds_every_case_and_every_row(finished: Path):
     assert json.loads((finished / "bench.json").read_text())["cases"] == cases
 
 
-def test_every_method_got_the_same_bytes_and_seeds_differ(finished: Path):
-    rows = read_rows(finished)
+def test_every_method_got_the_same_bytes_and_seeds_differ(finished: Path, make_bench: Make):
+    rows, bench = read_rows(finished), make_bench()
+    driver, case = Driver(bench, finished, bench.executor.build()), open_case(bench, bench.cases()[0], finished)
+    jobs = [driver.job(RowPlan(case.plan, method.part("all")), case) for method in bench.method]
+    assert [digest(job.y) for job in jobs] == [row["y_sha256"] for row in rows[:2]]
     assert [(r["seed"], r["method"]) for r in rows] == [(s, m) for s in (0, 1) for m in ("Descent", "Short")]
     assert rows[0]["y_sha256"] == rows[1]["y_sha256"] != rows[2]["y_sha256"] == rows[3]["y_sha256"]
 
@@ -120,12 +124,13 @@ def test_a_folder_in_use_is_refused(finished: Path, make_bench: Make):
         run_bench(make_bench(), out_dir=finished)
 
 
-def test_other_cases_and_changed_methods_are_refused(copy: Path, make_bench: Make):
+def test_other_cases_and_changed_methods_are_refused(finished: Path, copy: Path, make_bench: Make):
     with pytest.raises(ConfigError, match="other problems, scans, seeds or budget"):
         run_bench(make_bench("base.operator.views=5"), out_dir=copy)
     with pytest.raises(ConfigError, match="other settings of 'Short'; give the changed method another label"):
         run_bench(make_bench("method.1.steps=3"), out_dir=copy)
-    assert results(copy) == results(copy.parent / "copy")
+    assert results(copy) == results(finished)
+    assert (copy / "bench.toml").read_bytes() == (finished / "bench.toml").read_bytes()
 
 
 def test_a_damaged_case_is_refused(copy: Path, make_bench: Make):
@@ -150,8 +155,9 @@ def test_what_a_killed_driver_left_half_written_is_put_right(copy: Path, make_be
 def test_cases_can_be_frozen_alone_and_are_the_same(finished: Path, make_bench: Make, tmp_path: Path):
     freeze_bench(make_bench(), out_dir=tmp_path / "frozen")
     assert not (tmp_path / "frozen" / "rows").exists()
-    for path in (tmp_path / "frozen" / "cases").glob("*/measurement.safetensors"):
-        assert path.read_bytes() == (finished / path.relative_to(tmp_path / "frozen")).read_bytes()
+    paths = [sorted((folder / "cases").glob("*/measurement.safetensors")) for folder in (tmp_path / "frozen", finished)]
+    measured = [{path.parent.name: path.read_bytes() for path in found} for found in paths]
+    assert measured[0] == measured[1] and len(measured[0]) == 2
 
 
 UNRULY = {
@@ -173,12 +179,13 @@ def test_what_one_method_does_hurts_no_other(make_bench: Make, tmp_path: Path, m
     absent = {"name": "toy_absent", "label": "absent"}
     changes = {"method": [*methods, absent], "seeds": [0], "memory_limit_gib": 2.0}
     changes["executor"] = {"name": "local", "workers": 2, "threads": 1}
-    run_bench(make_bench("timeout_s=1.5", **changes), out_dir=Path("bench"), only=["hang"])
+    run_bench(make_bench("timeout_s=12", **changes), out_dir=Path("bench"), only=["hang"])
+    assert "the method hangs" in next(Path("bench/rows").glob("*/hang/log.txt")).read_text()
     assert run_bench(make_bench(**changes), out_dir=Path("bench")).ran == len(UNRULY) + 1
     rows = {row["method"]: row for row in read_rows("bench")}
     want = {**UNRULY, "hang": "timeout", "absent": "backend_missing"}
     assert {method: row["status"] for method, row in rows.items()} == want
-    assert rows["hang"]["reason"] == "stopped at its limit of 1.5 s"
+    assert rows["hang"]["reason"] == "stopped at its limit of 12 s"
     assert rows["crash"]["reason"] == "ended by SIGSEGV: Fatal Python error: Segmentation fault"
     assert rows["quit"]["reason"].startswith("ended with exit code 7 and no outcome")
     assert "allocate memory" in rows["memory"]["reason"] and "no_such_library" in rows["absent"]["reason"]
@@ -186,7 +193,7 @@ def test_what_one_method_does_hurts_no_other(make_bench: Make, tmp_path: Path, m
     assert rows["killed"]["reason"] == "killed from outside by SIGKILL"
     for row in rows.values():
         assert bool(row["metrics"]) == (row["status"] == "finished") and not row["timing"]
-    # A worker that was killed half-way gives the same bits.
+    # A worker that was killed and started again gives the same bits.
     assert rows["killed once"]["metrics"] == rows["fair"]["metrics"]
     assert rows["killed once"]["usage"]["view_calls"] == rows["fair"]["usage"]["view_calls"] == 48
     # What was not the method's doing is tried again; what was is not.
@@ -294,13 +301,22 @@ def test_the_commands(finished: Path, copy: Path, tmp_path: Path):
     assert done.exit_code == 0 and "nothing to do" in done.output
     assert {"report.html", "table.md", "table.csv", "cases.csv"} <= {path.name for path in copy.iterdir()}
     before = everything(copy)
-    CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--out", str(copy)])
-    assert everything(copy) == before
+    done = CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--out", str(copy)])
+    assert done.exit_code == 0 and "nothing to do" in done.output and everything(copy) == before
+    row = copy / "rows" / "all--head--s1" / "short" / "row.json"
+    for option, spoilt in (("--retry", {"status": "crashed", "rows": []}), ("--timing", {"timing": False})):
+        change(row, **spoilt)
+        told = ["bench", "run", str(tmp_path / "toys.toml"), "--out", str(copy)]
+        assert "nothing to do" in CliRunner().invoke(main, told).output
+        assert "1 rows run" in CliRunner().invoke(main, [*told, option]).output
+        assert results(copy) == results(finished)
+    frozen = ["bench", "run", str(tmp_path / "toys.toml"), "--out", str(tmp_path / "frozen"), "--freeze"]
+    assert "2 cases of the test split are frozen" in CliRunner().invoke(main, frozen).output
+    assert not (tmp_path / "frozen" / "rows").exists()
     done = CliRunner().invoke(main, ["bench", "merge", str(copy), str(finished)])
     assert done.exit_code == 0 and "0 rows joined" in done.output
     done = CliRunner().invoke(main, ["bench", "run", str(tmp_path / "toys.toml"), "--quick"])
     assert done.exit_code == 2 and "there is no [quick] table" in done.stderr
-    assert pdframe.entries("executor")
 
 
 def test_the_command_of_a_row_repeats_it_and_one_command_does_all(toys: None, tmp_path: Path, monkeypatch):

@@ -19,7 +19,7 @@ from pdframe.bench.config import Bench, load_bench
 from pdframe.bench.driver import Driver, RowPlan, _judged
 from pdframe.bench.job import Outcome, Point
 from pdframe.bench.rows import read_rows
-from pdframe.bench.run import check_only, freeze_bench
+from pdframe.bench.run import check_only, freeze_bench, run_bench
 from pdframe.bench.summary import summarise
 from pdframe.bench.tune import tune_bench
 from pdframe.cli import main
@@ -87,10 +87,13 @@ def test_the_bytes_of_a_case_do_not_depend_on_where_its_files_lie_and_two_scans_
     assert abs(float((noises[0] * noises[1]).mean())) < 0.1 * float(noises[0].std() * noises[1].std())
 
 
-def test_a_scan_that_is_not_there_is_named_and_seen_before_hours_of_tuning(tmp_path):
+def test_a_scan_that_is_not_there_is_named_and_seen_before_hours_of_tuning(tmp_path, capsys):
     bench = bench_of(PHANTOM, nifti(tmp_path / "gone.nii.gz"))
     (note,) = missing_scans(bench, tmp_path)
     assert note.startswith("note: scan 'scan 1' cannot be frozen here: ") and "gone.nii.gz" in note
+    tune_bench(load_bench(bench.resolved() | {"tuning": {"trials": 1}}), out_dir=tmp_path / "bench", console=True)
+    told = capsys.readouterr().out
+    assert 0 <= told.index("note: scan 'scan 1'") < told.index("tuning has ended")
     with pytest.raises(ConfigError, match=r"^scan 'scan 1': .*gone.nii.gz"):
         freeze(bench, bench.cases("test")[0], tmp_path)
 
@@ -109,7 +112,12 @@ def test_only_is_looked_at_before_anything_is_run(tmp_path):
     check_only(bench, ["fdk", "all--scan-0--s0/*"])
     check_only(load_bench({**bench.resolved(), "method": [{"name": "fdk", "label": "FDK [8]"}]}), ["FDK [8]"])
     with pytest.raises(ConfigError, match=r"--only 'fbp' matches no row: give CASE/METHOD, .* or one of 'fdk'"):
-        check_only(bench, ["fdk", "fbp"])
+        run_bench(bench, out_dir=tmp_path / "new", only=["fdk", "fbp"])
+    table = bench_of(PHANTOM, PHANTOM | {"figure": "ellipsoids"}).resolved() | {"tuning": {"trials": 1}}
+    (tmp_path / "b.toml").write_text(tomli_w.dumps(table))
+    words = ["bench", "run", str(tmp_path / "b.toml"), "--out", str(tmp_path / "new"), "--only", "fbp"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2 and "matches no row" in done.stderr and not (tmp_path / "new").exists()
 
 
 class Fussy(Metric):

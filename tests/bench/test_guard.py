@@ -290,7 +290,7 @@ def test_a_file_that_a_method_names_is_there_and_the_row_tells_the_original(rows
     for row in rows.values():
         assert Path(row["config"]["file"]).read_text() == "weights" and Path(row["config"]["file"]).is_absolute()
     assert rows["killed once"]["metrics"] == rows["fair"]["metrics"]
-    assert rows["killed once"]["usage"]["view_calls"] == 48  # a second attempt knows the file by the same name
+    assert rows["killed once"]["usage"]["view_calls"] == 48
 
 
 @pytest.mark.parametrize("leak", ["a path beside the truth", "a folder beside that of another job"])

@@ -79,6 +79,8 @@ class Slow(Solver):
         return Progress(state[1], state[0] == STEPS)
 """
 STEPS = 6
+#: What workers leave among the temporary files.
+LEFT = "pdframe-bench-*/*"
 ELLIPSOIDS = {**TABLE["scan"][0]["dataset"], "figure": "ellipsoids"}
 TWO_AT_ONCE = {**TABLE, "seeds": [0], "executor": {"name": "local", "workers": 2, "threads": 1}}
 #: "Short" ends; the others are where they wait when the kill comes.
@@ -128,7 +130,7 @@ class Stage:
         """Runs the command to its end with the gate open; nothing is left of its workers."""
         (self.root / "gate").touch()
         assert self.start(command, table).wait() == 0
-        assert not list((self.root / "private").glob("pdframe-bench-*/*"))
+        assert not list((self.root / "private").glob(LEFT))
 
     def kill(self, command: str, table: dict[str, Any], ready: Callable[[], bool]) -> None:
         """Kills the command when it is `ready`; the workers, of which nobody takes care any more, end by themselves."""
@@ -140,6 +142,7 @@ class Stage:
             driver.kill()
             driver.wait()
         until(lambda: all(gone(note["pid"]) for note in self.notes()), "a worker outlived its driver")
+        assert list((self.root / "private").glob(LEFT))  # to go on from
 
     def notes(self) -> list[dict[str, Any]]:
         path = self.root / "notes"

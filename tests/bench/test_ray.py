@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import pytest
 from pdframe_executors import ray as module
 from pdframe_executors.ray import ClusterError, RayConfig, RayExecutor
-from toy_bench import SITE, lasting
+from toy_bench import SITE, lasting, outside
 
 from pdframe import registry
+from pdframe.bench.case import FrozenCase
 from pdframe.bench.config import Bench
-from pdframe.bench.driver import Driver
+from pdframe.bench.driver import Driver, RowPlan
 from pdframe.bench.executor import Failure
 from pdframe.bench.rows import read_row_files, read_rows
 from pdframe.bench.run import run_bench
@@ -136,10 +137,33 @@ def test_a_node_is_killed_half_way_and_the_table_is_that_of_an_undisturbed_run(
     monkeypatch.undo()
     run_bench(make_bench(), out_dir=tmp_path / "undisturbed")
     assert results(tmp_path / "disturbed") == results(tmp_path / "undisturbed")
-    for volume in (tmp_path / "undisturbed").glob("rows/*/*/volume.nii.gz"):
-        assert (
-            volume.read_bytes() == (tmp_path / "disturbed" / volume.relative_to(tmp_path / "undisturbed")).read_bytes()
-        )
+    pattern = "rows/*/*/volume.nii.gz"
+    volumes = [
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(pattern)}
+        for folder in (tmp_path / "disturbed", tmp_path / "undisturbed")
+    ]
+    assert volumes[0] == volumes[1] and len(volumes[0]) == 4
+
+
+@linux
+@pytest.mark.usefixtures("private")
+def test_a_row_ends_when_the_raylet_of_its_node_is_gone(
+    make_bench: Callable[..., Bench], case: FrozenCase, tmp_path: Path
+):
+    """Ray itself would let the task go on: nobody hears its answer."""
+    bench = make_bench(method=[{"name": "toy_descent", "label": "hang", "how": "hang"}])
+    job = Driver(bench, tmp_path, bench.executor.build()).job(RowPlan(case.plan, bench.method[0].part("all")), case)
+    (tmp_path / "job").write_bytes(job.to_bytes())
+    on_the_node = (
+        "from importlib.metadata import version; from pathlib import Path; from pdframe_executors import ray\n"
+        f"ray._on_the_node(Path({str(tmp_path / 'job')!r}).read_bytes(), 600, {{}}, version('pdframe'))"
+    )
+    raylet = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {on_the_node!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", raylet], env=outside())
+    (worker,) = until(lambda: workers_below(parent.pid), "there is no worker")
+    parent.kill()
+    parent.wait()
+    until(lambda: gone(worker), "a row outlived its raylet")
 
 
 @linux
@@ -246,16 +270,15 @@ def test_a_failure_of_the_row_itself_is_not_tried_again():
     assert len(tried) == 1
 
 
-def test_jobs_are_read_as_there_is_room_and_a_closed_run_cancels_the_rest():
+def test_jobs_are_read_as_there_is_room_and_a_closed_run_cancels_the_rest(monkeypatch: pytest.MonkeyPatch):
     read: list[str] = []
     jobs = ((read.append(key), (key, job))[1] for key, job in rows(100))
     fake = FakeRay(TWO_CPUS)
-    going = flight(fake)
-    results = module._results(going, jobs)
-    next(results)
+    monkeypatch.setattr(module, "_session", lambda address: nullcontext(fake))
+    going = RayExecutor(RayConfig()).run(jobs, 1.0)
+    next(going)
     assert len(read) == 4
-    results.close()
-    going.cancel()
+    going.close()
     assert fake.cancelled == 3
 
 

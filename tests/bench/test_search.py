@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 
 import pytest
@@ -13,6 +15,8 @@ from pdframe.bench.search import Trial, propose
 from pdframe.hooks import BackendMissing
 
 SPACE = {"weight": Range(low=1e-6, high=1e-2, log=True), "steps": Range(low=5, high=8), "order": ["cg", "gd"]}
+
+TOLD = {key: value.model_dump() if isinstance(value, Range) else value for key, value in SPACE.items()}
 
 
 def search(number: int, sampler: str = "random", space=SPACE, key=(0, "8 views", "TV"), score=lambda s: 0.0) -> list:
@@ -51,6 +55,15 @@ def test_a_search_that_was_killed_goes_on_as_it_would_have_gone(sampler):
     for number in (1, 4, 8):
         key = (0, "8 views", "TV")
         assert propose(SPACE, whole[:number], key=key, sampler=sampler) == whole[number].settings
+    code = (
+        "from pdframe.bench.config import Range; from pdframe.bench.search import Trial, propose\n"
+        f"trials = {[(t.settings, t.score) for t in whole[:4]]!r}\n"
+        f"space = {{k: Range(**v) if isinstance(v, dict) else v for k, v in {TOLD!r}.items()}}\n"
+        f"print(propose(space, [Trial(*t) for t in trials], key={key!r}, sampler={sampler!r}))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}  # another process hashes otherwise
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.strip() == repr(whole[4].settings)
 
 
 def test_other_keys_draw_otherwise():

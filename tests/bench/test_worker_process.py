@@ -41,12 +41,13 @@ def test_a_worker_ends_with_whoever_started_it_and_takes_along_what_it_started(
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=outside())
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while "sleep" not in _group(worker):
         assert time.monotonic() < deadline, "the method did not start its process"
         time.sleep(0.05)
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
+    deadline = time.monotonic() + 60
     while _group(worker):
         assert time.monotonic() < deadline, f"{_group(worker)} outlived their parent"
         time.sleep(0.05)
@@ -71,7 +72,7 @@ def test_a_worker_keeps_its_folder_until_its_result_is_safe(make_bench: Make, ca
     job = Driver(bench, tmp_path, bench.executor.build()).job(plan, case)
     assert job.timed  # an attempt beside others is another job, in another folder
     beside = replace(job, timed=False)
-    workers = [WorkerProcess(one.to_bytes(), 60) for one in (job, beside)]
+    workers = [WorkerProcess(one.to_bytes(), 600) for one in (job, beside)]
     assert workers[0].folder.parent != workers[1].folder.parent
     for worker in workers:
         while worker.result() is None:

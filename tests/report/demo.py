@@ -57,7 +57,7 @@ def _id(problem: str, scan: str, seed: int) -> str:
 
 
 def _phantom() -> Item:
-    return pdframe.build("dataset", "phantom", shape=(16, 20, 24), spacing_mm=(20.0, 16.0, 13.0)).load("shepp_logan")
+    return pdframe.build("dataset", "phantom", shape=(16, 20, 24), spacing_mm=(28.0, 16.0, 10.0)).load("shepp_logan")
 
 
 def hounsfield(x: Tensor) -> Tensor:

@@ -329,7 +329,7 @@ TRICKS: dict[str, Callable[[Descent, Problem, Tensor], Tensor | None]] = {
     "exit": lambda solver, problem, x: sys.exit(0),
     "crash": lambda solver, problem, x: _void(ctypes.string_at(0)),
     "quit": lambda solver, problem, x: os._exit(7),
-    "hang": lambda solver, problem, x: time.sleep(3600),
+    "hang": lambda solver, problem, x: (print("the method hangs", flush=True), time.sleep(3600)),
     "hang in C": _hangs_in_c,
     "memory": lambda solver, problem, x: _void(torch.empty(3 * 2**30, dtype=torch.uint8)),
     "killed": lambda solver, problem, x: os.kill(os.getpid(), signal.SIGKILL),
