@@ -65,6 +65,9 @@ def _failed(checks) -> set[str]:
     return {check.name for check in checks if not check.passed}
 
 
+SHARED = generator(0, "a stream that nobody was given")
+
+
 @dataclass(frozen=True, eq=False)
 class Spoilt(ForwardOperator):
     """A dense operator with one fault."""
@@ -87,6 +90,7 @@ class Spoilt(ForwardOperator):
             "shape": lambda: y[..., :-1],
             "zero": lambda: 0 * y,
             "layout": lambda: y if x.is_contiguous() else 2 * y,
+            "unseeded": lambda: y * (1 + 1e-3 * torch.randn((), generator=SHARED)),
         }
         return faults.get(self.fault, lambda: y)()
 
@@ -106,6 +110,7 @@ class Spoilt(ForwardOperator):
         ("input", "the input is left as it was"),
         ("random", "global randomness is left alone"),
         ("adjoint", "adjoint is the transpose of forward"),
+        ("unseeded", "the same input gives the same bits"),
     ],
 )
 def test_a_spoilt_operator_is_caught(fault: str, claim: str):
@@ -137,9 +142,6 @@ class SpoiltPrior(Prior):
             "unseeded": lambda: clean + 0.1 * torch.randn(x.shape, generator=SHARED),
         }
         return faults.get(self.fault, lambda: clean)()
-
-
-SHARED = generator(0, "a stream that nobody was given")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,8 @@ class SpoiltSolver(Solver):
             problem.y.mul_(0.999)
         if self.fault == "random":
             change = change + 1e-6 * torch.randn(change.shape)
+        if self.fault == "unseeded":
+            change = change + 1e-6 * torch.randn(change.shape, generator=SHARED)
         if self.fault == "hidden":
             HIDDEN.append(1)
             change = change / len(HIDDEN)
@@ -194,7 +198,8 @@ class SpoiltSolver(Solver):
         return {"x": x if self.fault == "in place" else x + change, "step": state["step"] + 1}
 
     def view(self, state: dict) -> Progress:
-        return Progress(state["x"][:1] if self.fault == "batch" else state["x"], state["step"] >= self.steps)
+        done, x = state["step"] >= self.steps, state["x"][:1] if self.fault == "batch" else state["x"]
+        return Progress(x if done or self.fault != "early" else x * torch.nan, done)
 
 
 HIDDEN: list[int] = []
@@ -209,6 +214,8 @@ HIDDEN: list[int] = []
         ("random", "global randomness is left alone"),
         ("hidden", "a killed solve resumes to the same bits"),
         ("ascent", "it gets closer to the data than zero is"),
+        ("unseeded", "the same seed gives the same bits"),
+        ("early", "its status is honest"),
     ],
 )
 def test_a_spoilt_solver_is_caught(fault: str, claim: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from pdframe.core.grid import Grid
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Dataset, Item
+from pdframe.core.schedule import edm_sigmas
 from pdframe.core.seeds import generator
 from pdframe.ct.units import WATER
 from pdframe.sample import draw_sample, nearest
@@ -26,6 +28,21 @@ def test_samples_of_a_gaussian_prior_have_its_mean_and_deviation():
     *_, x = draw_sample(prior, (8, 8, 8), steps=60, rng=generator(0), eta=0.0)
     assert float(x.mean()) == pytest.approx(0.02, abs=4 * 0.004 / 512**0.5)
     assert float(x.std()) == pytest.approx(0.004, rel=0.15)
+
+
+@pytest.mark.parametrize("eta", [0.5, 0.85, 1.0])
+def test_fresh_noise_has_the_share_that_eta_says(eta):
+    """Of a white prior every step is linear: the variance of each voxel follows a recursion of numbers."""
+    d, steps = 0.004, 7
+    prior = white(d)
+    sigmas = edm_sigmas(prior.sigma_range[1], prior.sigma_range[0], steps)
+    variance = sigmas[0] ** 2
+    for now, after in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
+        kept = d**2 / (d**2 + now**2)  # D(x) - m = kept (x - m)
+        share = kept + after * math.sqrt(1 - eta**2) * (1 - kept) / now
+        variance = share**2 * variance + (after * eta) ** 2
+    samples = [list(draw_sample(prior, (8, 8, 8), steps=steps, rng=generator(k), eta=eta))[-1] for k in range(8)]
+    assert float(torch.stack(samples).std()) == pytest.approx(math.sqrt(variance), rel=0.05)
 
 
 @pytest.mark.parametrize("k", [{"rounds": 2}, {"tilings": 2}, {"rounds": 2, "tilings": 3}])

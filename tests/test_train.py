@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pdframe_patch.training import draw
 from pdframe_patch.weights import load_weights
 from safetensors import safe_open
 
+from pdframe.core.seeds import generator
 from pdframe.lock import FolderBusy, only_one
 from pdframe.mistakes import ConfigError
-from pdframe.train import TrainConfig, _rate, load_training
+from pdframe.train import TrainConfig, _rate, _update_average, load_training
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,26 @@ def test_a_run_leaves_weights_a_log_and_a_curve(straight):
     network, card = load_weights(straight / "weights.safetensors")
     assert card.training["steps"] == 12 and card.training["validation"]["loss"] > 0
     assert card.data[0]["file"] == "scan0.nii.gz" and card.patch_flops > 0
+
+
+def test_a_drawn_patch_and_its_context_hold_the_noise_that_is_declared(toml):
+    task = load_training(toml).task.build()
+    (volume,) = task._validation_volumes
+    draws = [draw(volume, (0, 4, 8), 0.3, task.card, generator(seed)) for seed in range(40)]
+    noise = torch.stack([(d.noisy - d.clean) / 0.3 for d in draws])
+    assert float(noise.mean()) == pytest.approx(0, abs=0.04) and float(noise.std()) == pytest.approx(1, abs=0.03)
+    assert all(float(d.sigma) == pytest.approx(0.3) for d in draws)
+    below = torch.stack([d.context[0] - volume.context for d in draws])
+    assert float(below.std()) == pytest.approx(float(draws[0].context_sigma), rel=0.05)
+    clean, inside = draws[0].clean[0], draws[0].inside[0].bool()
+    assert bool(inside.all()) and torch.equal(clean, volume.values[0:8, 4:12, 8:16])
+
+
+def test_weights_are_averaged_with_the_decay_that_is_set():
+    average, network = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    before, now = average.weight.detach().clone(), network.weight.detach().clone()
+    _update_average(average, network, 0.9)
+    torch.testing.assert_close(average.weight.detach(), 0.9 * before + 0.1 * now)
 
 
 def test_longer_training_lowers_the_validation_loss(toml, tmp_path):

@@ -158,7 +158,7 @@ def inverse_variances_are_positive_and_tell_the_spread(m: _Measured) -> str:
     if not spread.any():
         return "no noise"
     ratio = float((spread * inverse).mean())
-    require(0.5 < ratio < 2, f"the variance of 64 draws is {ratio:.2g} times 1 / inverse_variance")
+    require(0.7 < ratio < 1.4, f"the variance of 64 draws is {ratio:.2g} times 1 / inverse_variance")
     return f"variance of 64 draws {ratio:.2f} times the model's"
 
 

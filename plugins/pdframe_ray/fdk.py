@@ -106,8 +106,8 @@ def fdk(geometry: Geometry, grid: Grid, y: Tensor, *, window: Literal["ramp", "h
 def view_weights(angle_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float]:
     """What each view stands for: (dbeta per view, position in the arc or None for a full turn, length of the arc).
 
-    A full turn is a set of angles with no gap much larger than the rest. On an arc of n views each view stands for an
-    n-th of it and sits in the middle of its share.
+    A full turn is a set of angles with no gap much larger than the rest. On an arc each view stands for half the way to
+    its neighbours; the first and the last stand for as much beyond them.
     """
     order = np.argsort(np.mod(angle_rad, 2 * pi), kind="stable")
     sorted_rad = np.mod(angle_rad, 2 * pi)[order]
@@ -121,7 +121,7 @@ def view_weights(angle_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, 
     inner = gaps[:-1]
     width = np.concatenate([inner[:1], (inner[1:] + inner[:-1]) / 2, inner[-1:]])
     place = np.empty_like(gaps)
-    share[order], place[order] = width, np.cumsum(width) - width / 2
+    share[order], place[order] = width, np.concatenate([[0.0], np.cumsum(inner)]) + inner[0] / 2
     return share, place, float(width.sum())
 
 

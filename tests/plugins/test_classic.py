@@ -17,7 +17,7 @@ from pdframe_classic.least_squares import CGLSConfig
 from pdframe_classic.pdhg_tv import PDHGTVConfig
 
 from pdframe.core.grid import Grid
-from pdframe.core.noise import NoNoise, PhotonNoise
+from pdframe.core.noise import GaussianNoise, NoNoise, PhotonNoise
 from pdframe.core.operator import ForwardOperator, direct_inverse
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import generator
@@ -169,6 +169,10 @@ def test_the_weight_means_the_same_for_any_scale_of_operator_and_dose(tv: str):
     solver = TV[tv](weight=1e-3, steps=200, tolerance=0)
     got = solve(Problem(scaled, 50.0 * problem.y), solver).x
     torch.testing.assert_close(got, solve(problem, solver).x, rtol=0, atol=1e-8)
+    weighed = TV[tv](weight=1e-3, steps=200, tolerance=0, weighting="statistical")
+    low, high = (solve(dataclasses.replace(problem, noise=GaussianNoise(d)), weighed).x for d in (0.03, 0.3))
+    torch.testing.assert_close(low, high, rtol=0, atol=1e-8)
+    torch.testing.assert_close(low, got, rtol=0, atol=1e-8)
 
 
 # Least squares and direct inversion

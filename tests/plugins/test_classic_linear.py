@@ -108,6 +108,7 @@ def test_tikhonov_is_its_closed_form(penalty: str, weighting: str):
     w = torch.ones_like(y) if weighting == "none" else problem.noise.inverse_variance(y)
     d = torch.eye(GRID.size, dtype=torch.float64) if penalty == "identity" else _difference_matrix()
     scale = largest_eigenvalue(problem.operator, w.reshape(1, 1, -1))
+    assert float(scale) == pytest.approx(float(torch.linalg.eigvalsh(a.T @ (w[:, None] * a))[-1]), rel=0.05)
     want = torch.linalg.solve(a.T @ (w[:, None] * a) / scale + weight * d.T @ d, a.T @ (w * y) / scale)
     settings = {"penalty": penalty, "weight": weight, "weighting": weighting}
     got = solve(problem, TikhonovConfig(**settings, tolerance=1e-13, iterations=400, nonnegative=False).build())

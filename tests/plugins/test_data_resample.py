@@ -82,5 +82,10 @@ def test_fit_grid_centres_on_the_body_and_crops_or_pads():
     for shape in ((10, 12, 14), (60, 60, 60)):
         new = fit_grid(moved, body, shape, (3.0,) * 3)
         assert new.centre == pytest.approx(moved.centre) and new.shape == shape
+    shift = (0, 3, -4)
+    aside = body.roll(shift, (2, 3, 4))
+    assert not any(aside.movedim(axis, 0)[[0, -1]].any() for axis in (3, 4))  # it did not go round the edge
+    for axis, centre in enumerate(fit_grid(moved, aside, (10, 12, 14), (3.0,) * 3).centre):
+        assert centre == pytest.approx(moved.centre[axis] + shift[axis] * moved.spacing[axis])
     with pytest.raises(ValueError, match="marks nothing"):
         fit_grid(grid, torch.zeros_like(body), (8, 8, 8), (1.0,) * 3)

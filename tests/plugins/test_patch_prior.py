@@ -7,6 +7,7 @@ import torch
 from pdframe_patch.network import PRESETS
 from pdframe_patch.prior import PatchPrior
 from pdframe_patch.weights import Card, load_weights, save_weights
+from torch import nn
 
 from pdframe.core.grid import Grid
 from pdframe.core.prior import prior_cost, prior_on, unfamiliar
@@ -91,3 +92,60 @@ def test_what_is_not_a_checkpoint_is_refused_in_one_line(tmp_path):
     torn.write_bytes(b"12345678901234567890")
     with pytest.raises(ValueError, match="not a checkpoint"):
         load_weights(torn)
+
+
+class Probe(nn.Module):
+    """A network with a known answer; keeps what it was asked."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer, self.asked = answer, []
+
+    def forward(self, patches, sigma, context, context_sigma, where, steering):
+        self.asked.append((patches, sigma, context, context_sigma, where, steering))
+        return self.answer(patches, where)
+
+
+def probed(shape: tuple[int, ...], answer) -> PatchPrior:
+    return on(PatchPrior(Probe(answer), Card(patch=8, unet=PRESETS["tiny"]), batch=4), shape)
+
+
+SHAPE = (16, 24, 32)
+
+
+def test_a_network_that_returns_its_patch_or_its_place_gives_the_volume_or_its_coordinates():
+    x = torch.rand(1, 1, *SHAPE, generator=generator(1)) * 0.04
+    for seed in range(4):
+        got = probed(SHAPE, lambda patches, where: patches).denoise(x, torch.tensor([0.005]), rng=generator(seed))
+        torch.testing.assert_close(got, x, rtol=0, atol=1e-7)
+    for axis, n in enumerate(SHAPE):
+        prior = probed(SHAPE, lambda patches, where, axis=axis: where[:, axis : axis + 1])
+        got = (prior.denoise(x, torch.tensor([0.005])) - prior.mean) / prior.card.scale
+        line = ((2 * torch.arange(n) + 1) / n - 1).reshape([n if a == axis else 1 for a in range(3)])
+        torch.testing.assert_close(got[0, 0], line.expand(SHAPE), rtol=0, atol=1e-5)
+
+
+def test_the_network_is_told_noise_context_and_spacing():
+    prior = probed(SHAPE, lambda patches, where: patches)
+    x = prior.mean + prior.card.scale * torch.randn(1, 1, *SHAPE, generator=generator(1))
+    prior.denoise(x, torch.tensor([0.005]))
+    level = 0.005 / prior.card.scale
+    cells = ((x - prior.mean) / prior.card.scale)[0, 0].reshape(8, 2, 8, 3, 8, 4).mean((1, 3, 5))
+    for _, sigma, context, context_sigma, _, steering in prior.network.asked:
+        torch.testing.assert_close(sigma, torch.full_like(sigma, level))
+        torch.testing.assert_close(context_sigma, torch.full_like(sigma, level / 24**0.5))  # of 24 voxels each
+        torch.testing.assert_close(context[:, 0], cells.expand(len(sigma), -1, -1, -1), rtol=0, atol=1e-5)
+        extent = torch.tensor([2.0 * 16, 1.5 * 24, 1.5 * 32])
+        told = torch.cat([torch.tensor([2.0, 1.5, 1.5]) / 2, extent / 300]).log()
+        torch.testing.assert_close(steering, told.expand(len(sigma), -1))
+
+
+def test_around_the_volume_the_network_sees_air_of_the_same_noise():
+    prior = probed(SHAPE, lambda patches, where: patches)
+    level = 0.005 / prior.card.scale
+    prior.denoise(torch.full((1, 1, *SHAPE), prior.mean), torch.tensor([0.005]))
+    beyond = [p[(w.abs() > 1).any(1, keepdim=True)] for p, _, _, _, w, _ in prior.network.asked]
+    around = torch.cat(beyond)
+    assert len(around) > 1000
+    assert float(around.mean()) == pytest.approx(prior.card.air, abs=5 * level / len(around) ** 0.5)
+    assert float(around.std()) == pytest.approx(level, rel=0.1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pdframe import registry
 from pdframe.core.grid import Grid
@@ -45,6 +46,23 @@ def test_training_lowers_the_validation_loss(name, two_scans, tmp_path):
     longer.run(tmp_path)
     (trained,) = (check["loss"] for check in rows(tmp_path, "validation"))
     assert trained < 0.85 * untrained
+
+
+class Unchanged(nn.Module):
+    """A network that leaves the noise where it is."""
+
+    def forward(self, noisy, sigma, conditions):
+        return noisy
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_error_of_a_network_that_does_nothing_is_the_noise_that_it_was_given(name, two_scans):
+    task = training(name, two_scans).task.build()
+    told = task.validate(Unchanged(), torch.device("cpu"))
+    levels = [25, 50, 100, 200, 400, 1000]
+    assert [told[f"rmse_hu_at_{hu}"] for hu in levels] == pytest.approx(levels, rel=0.05)
+    s, d = [hu / task.card.scale_hu for hu in levels], task.card.deviation
+    assert told["loss"] == pytest.approx(sum((x**2 + d**2) / d**2 for x in s) / len(s), rel=0.1)  # EDM's lambda
 
 
 @pytest.mark.parametrize("name", TASKS)
