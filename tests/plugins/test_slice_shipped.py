@@ -24,7 +24,7 @@ def chest() -> Item:
     return Item(item.name, cut, type(item.grid)(cut.shape[2:], item.grid.spacing))
 
 
-@pytest.fixture(scope="module", params=["slice2d"])
+@pytest.fixture(scope="module", params=["slice2d", "blend3"])
 def prior(request: pytest.FixtureRequest, chest: Item) -> Prior:
     return prior_on(build("prior", request.param), chest.grid)
 
