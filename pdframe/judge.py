@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +41,11 @@ class Judge:
         return [first, {"samples": len(solutions), **self.judged(mean), "usage": dataclasses.asdict(total)}]
 
     def judged(self, x: Tensor) -> dict[str, Any]:
-        """Metrics and the data residual of one volume."""
+        """Metrics and the data residual of one volume; None for a residual that overflows."""
         if not bool(x.isfinite().all()):
             return {"metrics": {}, "residual": None}
         residual = data_residual(self.problem.operator, x, self.problem.y, self.problem.noise)
-        return {"metrics": self.metrics(x), "residual": residual}
+        return {"metrics": self.metrics(x), "residual": residual if math.isfinite(residual) else None}
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """On the whole volume and, with the name of the mask before it (`body_psnr_db`), in every mask."""

@@ -179,7 +179,7 @@ def test_a_frozen_measurement_is_held_against_scan_and_noise():
         assert said in str(error.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what it must lack")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here, which this is about the lack of")
 def test_a_device_that_is_not_there_ends_it_as_it_ends_a_run():
     done = call(EXAMPLES / "phantom.toml", "--set", "device=cuda")
     assert done.exit_code == 3 and len(done.output.splitlines()) == 1 and "cuda" in done.output

@@ -40,7 +40,7 @@ def test_a_mistake_that_only_building_finds_is_one_line_before_any_method_runs(t
     assert not (tmp_path / "r" / "config.toml").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here, which this is about the lack of")
 def test_a_device_that_is_not_here_is_a_missing_back_end(tmp_path):
     with pytest.raises(BackendMissing, match='device = "cuda": torch .* cannot use it here'):
         settings(device="cuda").run(tmp_path / "r")

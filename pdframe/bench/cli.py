@@ -8,7 +8,6 @@ import click
 
 TOML = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
-PAGE = "report.html"
 
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. budget.seconds=20."
@@ -109,7 +108,7 @@ def report(folder: Path, reference: str, metric: str) -> None:
 
 def _is_behind(folder: Path) -> bool:
     """Whether there is no page yet, or a row that came after it: a run may have been killed between the two."""
-    from pdframe.bench.rows import ROW, ROWS, whole
+    from pdframe.bench.rows import PAGE, ROW, ROWS, whole
 
     page = folder / PAGE
     rows = whole(folder / ROWS, f"*/*/{ROW}")
@@ -118,7 +117,7 @@ def _is_behind(folder: Path) -> bool:
 
 def _reported(folder: Path, reference: str = "", metric: str = "psnr_db") -> Path:
     """Writes everything that a report is; the path of its page."""
-    from pdframe.bench.rows import read_rows
+    from pdframe.bench.rows import PAGE, read_rows
     from pdframe.report.page import write_page
     from pdframe.report.page_data import read
     from pdframe.report.pictures import write_pictures

@@ -267,12 +267,7 @@ def _judged(outcome: Outcome, solutions: Sequence[Solution], judge: Judge) -> di
     estimates = judge.estimates(solutions)
     names = ["sample", f"mean of {len(solutions)}"]
     rows = [
-        {
-            "estimate": name,
-            **estimate,
-            "metrics": _finite(estimate["metrics"]),
-            "residual": _known(estimate["residual"]),
-        }
+        {"estimate": name, **estimate, "metrics": _finite(estimate["metrics"])}
         for name, estimate in zip(names, estimates, strict=False)
     ]
     quick, curve = follower(judge), []
@@ -290,8 +285,3 @@ def _judged(outcome: Outcome, solutions: Sequence[Solution], judge: Judge) -> di
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those that have a value: the PSNR of an exact answer has none, and no mean could be taken with it."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _known(residual: float | None) -> float | None:
-    """None of a volume so far off that its residual is not finite."""
-    return residual if residual is not None and math.isfinite(residual) else None

@@ -13,10 +13,10 @@ import tomli_w
 
 from pdframe import runfolder
 from pdframe.bench.lock import LOCK, LOG, TUNING, joined
-from pdframe.bench.rows import BENCH, ROW, ROWS, TRIED_AGAIN, sweep, whole
+from pdframe.bench.rows import BENCH, PAGE, ROW, ROWS, TRIED_AGAIN, sweep, whole
 from pdframe.mistakes import ConfigError
 
-CASES, TRUTH, CASE, TOML, PAGE = "cases", "truth", "case.json", "bench.toml", "report.html"
+CASES, TRUTH, CASE, TOML = "cases", "truth", "case.json", "bench.toml"
 
 
 @dataclass(frozen=True)

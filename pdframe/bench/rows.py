@@ -10,7 +10,7 @@ from typing import Any
 
 from pdframe import runfolder
 
-ROW, ROWS, BENCH = "row.json", "rows", runfolder.BENCH
+ROW, ROWS, BENCH, PAGE = "row.json", "rows", runfolder.BENCH, "report.html"
 #: Statuses whose row holds no result, besides `nonfinite` of a solve.
 FAILED = ("crashed", "timeout", "out_of_memory", "lost", "unfair", "backend_missing", "untuned", "nonfinite")
 #: Of these, what is not the method's doing: a later run tries such a row again.

@@ -219,11 +219,8 @@ def _failures(line: Line) -> list[str]:
 
 
 def _timing_note(timing: Iterable[bool]) -> list[str]:
-    return (
-        []
-        if all(timing)
-        else ["* not for timing: ran beside other rows, on different machines or with different numbers of threads."]
-    )
+    note = "* not for timing: ran beside other rows, on different machines or with different numbers of threads."
+    return [] if all(timing) else [note]
 
 
 def _difference(line: Line, metric: str) -> str:

@@ -19,7 +19,7 @@ CONDITIONS = 4
 PRESETS: dict[str, UNetShape] = {
     # What two CPU cores can train: 3.8 M parameters, five levels so that a whole slice is seen, attention where 128 x
     # 128 pixels have become 256 and 64 tokens. A training step of 8 slices of 128 x 128 costs 0.87 of the operations of
-    # one of 64 patches of the patch prior's `compact`, and 1.2 times its seconds on a CPU.
+    # one of 64 patches of the patch prior's `compact`.
     "compact": UNetShape(
         dims=2, width=32, multipliers=(1, 2, 3, 3, 3), blocks=1, attention=(8, 16), conditions=CONDITIONS, places=True
     ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from toy_bench import SITE, TABLE, lasting
+from toy_bench import TABLE, lasting, outside
 
 from pdframe.bench.rows import read_row_files
 
@@ -118,11 +117,10 @@ class Stage:
     def start(self, command: str, table: dict[str, Any]) -> subprocess.Popen[bytes]:
         """`pdframe bench <command>` in a process of its own."""
         (self.root / "toys.toml").write_text(tomli_w.dumps(table))
-        paths = [str(self.site), str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
         told = {"ACME_NOTES": str(self.root / "notes"), "ACME_GATE": str(self.root / "gate")}
         return subprocess.Popen(
             [sys.executable, "-m", "pdframe", "bench", command, str(self.root / "toys.toml"), "--out", self.folder],
-            env={**os.environ, **told, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(self.root / "private")},
+            env={**outside(self.site), **told, "TMPDIR": str(self.root / "private")},
             stdout=subprocess.DEVNULL,
         )
 

@@ -41,7 +41,7 @@ def lasting(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "rows": rows, "curve": curve}
 
 
-def outside() -> dict[str, str]:
-    """The environment of a process that finds the toys and keeps its folders where this one does."""
-    paths = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
+def outside(*sites: Path) -> dict[str, str]:
+    """The environment of a process that finds `sites` and the toys, and keeps its folders where this one does."""
+    paths = [*map(str, sites), str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": tempfile.gettempdir()}

@@ -59,7 +59,7 @@ def test_sirt_follows_its_recursion_in_closed_form(relaxation: float):
 
 def test_sirt_with_non_negativity_reaches_the_minimiser():
     """SciPy's active-set method on sqrt(R) A shares no step with SIRT."""
-    nnls = pytest.importorskip("scipy.optimize").nnls
+    nnls = pytest.importorskip("scipy.optimize", reason="scipy is not installed").nnls
     problem = _problem(deviation=0.2)
     a = problem.operator.matrix.numpy()
     root = np.sqrt(np.where(a.sum(1) > 0, 1 / np.maximum(a.sum(1), 1e-9), 0))

@@ -85,7 +85,7 @@ def test_adjoint_is_the_transpose(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("name", SCANS)
 def test_column_form_is_the_plane_form(name: str) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", reason="numba is not installed")
     fast, plain = ConeBeam(SCANS[name], GRID), ConeBeam(SCANS[name], GRID, "planes")
     assert fast._table_for(torch.zeros(1)) is not None
     for dtype, bound in ((torch.float32, 5e-6), (torch.float64, 1e-12)):
@@ -96,7 +96,7 @@ def test_column_form_is_the_plane_form(name: str) -> None:
 
 def test_forms_agree_in_float32_at_the_size_of_a_scan() -> None:
     """White data show rounding of positions most; it must not grow with the number of voxels."""
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", reason="numba is not installed")
     fast = ConeBeamConfig(views=2, start_degrees=20.0).build(Grid((128,) * 3, (2.75,) * 3))
     plain = ConeBeam(fast.geometry, fast.grid, "planes")
     x, y = noise(fast, dtype=torch.float32, items=(1, 1))
