@@ -85,6 +85,21 @@ def test_vp_time_inverts_the_linear_schedule():
     torch.testing.assert_close(vp_time(sigma[steps - 1]), steps / 1000.0, rtol=0.01, atol=0.002, check_dtype=False)
 
 
-def test_bfloat16_is_not_used_where_the_cpu_is_told_not_to(monkeypatch):
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert not fast_bfloat16(torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("has", "limit", "fast"),
+    [
+        ({"_is_amx_tile_supported", "_is_avx512_bf16_supported"}, "AVX2", False),
+        ({"_is_amx_tile_supported", "_is_avx512_bf16_supported"}, "AVX512_CORE_BF16", True),
+        ({"_is_amx_tile_supported"}, "AVX512_CORE_BF16", False),
+        ({"_is_avx512_bf16_supported"}, None, True),
+        ({"_is_avx512_bf16_supported"}, "AVX512_CORE_VNNI", False),
+        (set(), None, False),
+    ],
+)
+def test_bfloat16_is_used_where_the_cpu_multiplies_it_and_may(monkeypatch, has: set[str], limit: str | None, fast: bool):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda probe=probe: probe in has, raising=False)
+    assert fast_bfloat16(torch.device("cpu")) is fast
