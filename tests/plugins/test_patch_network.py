@@ -96,7 +96,9 @@ def test_vp_time_inverts_the_linear_schedule():
         (set(), None, False),
     ],
 )
-def test_bfloat16_is_used_where_the_cpu_multiplies_it_and_may(monkeypatch, has: set[str], limit: str | None, fast: bool):
+def test_bfloat16_is_used_where_the_cpu_multiplies_it_and_may(
+    monkeypatch, has: set[str], limit: str | None, fast: bool
+):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit is not None:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
