@@ -8,7 +8,7 @@ With D the difference along z, L the largest eigenvalue of A'WA, and d, u kept f
         x0'    = CG on (A'WA / L + rho D'D) x = A'W y / L + rho D'(d - u), from x0_hat         ADMM, one sweep
         d      = soft(D x0' + u, lambda / rho)
         u      = u + D x0' - d
-        x_s    = x0' + sigma_s (sqrt(1 - eta^2) (x_t - x0_hat) / sigma_t + eta z)          DDIM
+        x_s    = x0' + sigma_s (sqrt(1 - eta^2) (x_t - x0_hat) / sigma_t + eta tau z)      DDIM, tau = 1
 
 The prior enters the data step as the place where CG starts, as in noiseless DDS: few steps keep x0' near x0_hat.
 """
@@ -40,6 +40,9 @@ class DDSZTVConfig(LadderConfig):
     sigma_max: SigmaMax = 10.0
     sigma_min: SigmaMin = 0.02
     eta: float = Field(0.85, ge=0, le=1, description="Share of fresh noise in each DDIM step; 0 is deterministic.")
+    temperature: float = Field(
+        1.0, ge=0, le=1, description="tau: scale of every fresh noise, as in `dds`. The paper's is 1."
+    )
     start: Start = "noise"
     cg: int = Field(5, ge=1, description="Conjugate-gradient steps in one data step.")
     penalty: float = Field(0.005, gt=0, description="ADMM's rho, after division of the data term by L.")
@@ -88,7 +91,7 @@ class DDSZTV(WarmSolver[DDSZTVState]):
         data = data_term(problem, s.weighting)
         norm_squared, zero = data.curvature(), torch.zeros_like(_difference(x0))
         back = problem.operator.adjoint(data.weights * data.y) / per_item(norm_squared, x0).to(x0)
-        return DDSZTVState(x0 + sigma * normal(x0, rng), x0, zero, zero, back, norm_squared, 0, sigma)
+        return DDSZTVState(x0 + s.temperature * sigma * normal(x0, rng), x0, zero, zero, back, norm_squared, 0, sigma)
 
     def step(self, problem: Problem, state: DDSZTVState, rng: torch.Generator) -> DDSZTVState:
         s, x, operator = self.settings, state.x, problem.operator
@@ -108,7 +111,7 @@ class DDSZTV(WarmSolver[DDSZTVState]):
         u = v - d
         x0 = x0.clamp_min(0) if s.nonnegative else x0
 
-        noise = math.sqrt(1 - s.eta**2) * (x - x0_hat) / sigma + s.eta * normal(x, rng)
+        noise = math.sqrt(1 - s.eta**2) * (x - x0_hat) / sigma + s.eta * s.temperature * normal(x, rng)
         x_next = x0 + sigma_next * noise
         return DDSZTVState(x_next, x0, d, u, state.back, state.norm_squared, state.step + 1, sigma)
 

@@ -166,12 +166,14 @@ def test_daps_is_its_recursion(rules: Rules, kind: str):
     rules.agree(DAPSConfig, x, **LADDER, draw=kind, ode=3, cg=60, langevin=4, rate=0.3)
 
 
-@pytest.mark.parametrize("changes", [{"cg": 3}, {"cg": 4, "penalty": 0.3, "threshold": 0.2, "eta": 0.2}])
+@pytest.mark.parametrize(
+    "changes", [{"cg": 3}, {"cg": 4, "penalty": 0.3, "threshold": 0.2, "eta": 0.2, "temperature": 0.4}]
+)
 def test_dds_ztv_is_its_recursion(rules: Rules, changes: dict):
     config = DDSZTVConfig(**LADDER, **changes)
     draw, ladder = draws(), levels(**LADDER)
     d_z = torch.kron(torch.eye(4).diff(dim=0).double(), torch.eye(16, dtype=torch.float64))
-    x, d, u = MEAN + ladder[0] * draw(), torch.zeros(48).double(), torch.zeros(48).double()
+    x, d, u = MEAN + config.temperature * ladder[0] * draw(), torch.zeros(48).double(), torch.zeros(48).double()
     for sigma, after in zip(ladder, ladder[1:], strict=False):
         x0_hat = denoised(x, sigma)
         right = rules.back / rules.largest + config.penalty * d_z.T @ (d - u)
@@ -179,7 +181,7 @@ def test_dds_ztv_is_its_recursion(rules: Rules, changes: dict):
         v = d_z @ x0 + u
         d = torch.nn.functional.softshrink(v, config.threshold * DEVIATION)
         u = v - d
-        noise = math.sqrt(1 - config.eta**2) * (x - x0_hat) / sigma + config.eta * draw()
+        noise = math.sqrt(1 - config.eta**2) * (x - x0_hat) / sigma + config.eta * config.temperature * draw()
         x = rules.clamped(x0) + after * noise
     rules.agree(DDSZTVConfig, x, **LADDER, **changes)
 
