@@ -47,6 +47,12 @@ class Problem(Config):
 
     label: str = "all"
     set: dict[str, Any] = Field({}, description="table laid over [base]")
+    tuned_as: str | None = Field(None, description="label of the problem whose tuned settings it takes; none: its own")
+
+    @property
+    def tuned_on(self) -> str:
+        """Label of the problem on which its settings are tuned."""
+        return self.tuned_as or self.label
 
 
 class Scan(Config):
@@ -243,6 +249,15 @@ class Bench(FromFile):
         return self
 
     @model_validator(mode="after")
+    def _tuned_as_a_problem_that_is_tuned(self) -> Bench:
+        tuned = [problem.label for problem in self.problem if not problem.tuned_as]
+        for i, problem in enumerate(self.problem):
+            if problem.tuned_on not in tuned:
+                known = ", ".join(tuned) or "none"
+                raise _at(("problem", i, "tuned_as"), f"should name a problem that is tuned itself; there are {known}")
+        return self
+
+    @model_validator(mode="after")
     def _problems_are_complete(self) -> Bench:
         for i, problem in enumerate(self.problem):
             place = ("problem", i, "set") if problem.set else ("base",)
@@ -286,7 +301,7 @@ class Bench(FromFile):
         return self._bases[label]
 
     def cases(self, split: Split = "test") -> tuple[CasePlan, ...]:
-        """Problems x scans of the split x seeds, in this order."""
+        """Problems x scans of the split x seeds, in this order; for validation those problems that are tuned."""
         apart = split == "validation" and self.tuning is not None and self.tuning.seeds is not None
         seeds = self.tuning.seeds if apart else self.seeds
         return tuple(
@@ -294,7 +309,7 @@ class Bench(FromFile):
                      p.label, s.label, s.split, seed)
             for p in self.problem
             for s in self.scan
-            if s.split == split
+            if s.split == split and not (split == "validation" and p.tuned_as)
             for seed in seeds
         )  # fmt: skip
 
@@ -302,7 +317,7 @@ class Bench(FromFile):
         """The bench with every problem complete, as a TOML table that reads back as this bench."""
         table = self.model_dump(mode="json", exclude_none=True, by_alias=True, exclude={"base", "quick", "smoke"})
         whole = {label: base.model_dump(mode="json", exclude_none=True) for label, base in self._bases.items()}
-        return {**table, "problem": [{"label": label, "set": base} for label, base in whole.items()]}
+        return {**table, "problem": [{**told, "set": whole[told["label"]]} for told in table["problem"]]}
 
 
 def load_bench(

@@ -179,10 +179,12 @@ def refuse_after_test(folder: Path) -> None:
 
 
 def rules_sha256(bench: Bench, method: Method) -> str:
-    """Of all that the trials of a method depend on beside the bench: [tuning], and its whole table."""
+    """Of all that a method's settings come from beside the bench: [tuning], `tuned_as`, and its whole table."""
     assert bench.tuning is not None
     tables = {"tuning": bench.tuning, "method": method}
     told = {name: table.model_dump(mode="python", exclude_none=True, by_alias=True) for name, table in tables.items()}
+    if tuned_as := {problem.label: problem.tuned_as for problem in bench.problem if problem.tuned_as}:
+        told["tuned_as"] = tuned_as
     return table_sha256(told, folder_of(bench))
 
 

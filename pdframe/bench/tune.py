@@ -125,7 +125,8 @@ def _check_key(method: Method, key: str, values: Sequence[Any], problem: str) ->
 
 def _round(bench: Bench, rules: Tuning, log: Sequence[Line]) -> list[Candidate]:
     """The next trial of every search that has not ended."""
-    pairs = [(method, problem.label) for problem in bench.problem for method in bench.method if method.search]
+    problems = [problem.label for problem in bench.problem if not problem.tuned_as]
+    pairs = [(method, problem) for problem in problems for method in bench.method if method.search]
     return [found for method, problem in pairs if (found := _next(rules, method, problem, log)) is not None]
 
 
@@ -197,7 +198,7 @@ def _chosen(bench: Bench, rules: Tuning, log: Sequence[Line]) -> dict[str, dict[
     chosen: dict[str, dict[str, Any]] = {}
     for method in bench.method:
         for problem in bench.problem:
-            lines = _of(log, method, problem.label)
+            lines = _of(log, method, problem.tuned_on)
             scored = [line for line in lines if line["score"] is not None]
             first = lines[0] if lines else {"settings": {}, "trial": None, "score": None}
             found = best(scored, key=lambda line: line["score"]) if scored else first

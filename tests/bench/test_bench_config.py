@@ -127,6 +127,7 @@ def test_its_hash_is_of_what_makes_rows_comparable(make_bench: Make):
         ("method.0.like=none", "method.0.like: no method before this one is labelled 'none'; there are none"),
         ("method.1.like=Shrot", "no method before this one is labelled 'Shrot'; there are "),
         ("method.0.name=toy_steered", "method.0: solver 'toy_steered' needs a `prior` table"),
+        ("problem.1.tuned_as=four", "should name a problem that is tuned itself; there are 4 views"),
         ("seeds=[1, 1]", "seeds should be different whole numbers"),
         ("scna=[]", "scna: unknown key; did you mean `scan`?"),
         ("tuning.metric=ssim", "tuning: needs either trials or seconds"),

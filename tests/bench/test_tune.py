@@ -179,6 +179,21 @@ def test_methods_without_a_search_are_locked_as_they_are_written(grey, tmp_path)
         tune_bench(load_bench(table(method=[{**methods[0], "level": 0.03}])), out_dir=tmp_path)
 
 
+def test_a_problem_that_is_tuned_as_another_takes_its_settings_and_costs_no_trial(grey, tmp_path):
+    two, three = table()["problem"]
+    bench = load_bench(table(problem=[two, {**three, "tuned_as": "two"}]))
+    lock = tune_bench(bench, out_dir=tmp_path).lock
+    assert all("two--v--" in key for key in grey.done)
+    for method in "ABC":
+        assert lock["methods"][method]["chosen"]["three"] == lock["methods"][method]["chosen"]["two"]
+    run_bench(bench, out_dir=tmp_path)
+    levels = {row["problem"]: row["config"]["level"] for row in read_rows(tmp_path) if row["method"] == "A"}
+    assert levels["three"] == levels["two"] != DEFAULT
+    assert {row["trials"] for row in read_rows(tmp_path) if row["method"] == "A"} == {3}
+    with pytest.raises(ConfigError, match="changed after tuning"):
+        run_bench(load_bench(table(problem=[{**two, "tuned_as": "three"}, three])), out_dir=tmp_path)
+
+
 @pytest.mark.parametrize("after", [5, 13])  # in the first round of eight rows, and in the second
 def test_a_tuning_that_was_killed_goes_on_without_repeating_a_row(bench, grey, tmp_path, after):
     tune_bench(bench, out_dir=tmp_path / "whole")
