@@ -9,7 +9,7 @@ import llvmlite.binding
 import numba
 from numba.core.compiler import Compiler
 
-# For small grids the loops come out wrong as LLVM tunes them for Zen 4 and 5 (adjoint off by 1e-2), and right as it does
+# On small grids the loops come out wrong as LLVM tunes them for Zen 4 (adjoint off by 1e-2), and right as it does
 # for another CPU with the same vectors. Whoever has chosen a CPU by NUMBA_CPU_NAME keeps it.
 if llvmlite.binding.get_host_cpu_name() in ("znver4", "znver5") and numba.config.CPU_NAME is None:
     numba.config.CPU_NAME = "skylake-avx512"
