@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numba
 from numba.core.compiler import Compiler
-
-# On small grids the loops come out wrong as LLVM tunes them for Zen 4 (adjoint off by 1e-2), and right as it does
-# for another CPU with the same vectors. Whoever has chosen a CPU by NUMBA_CPU_NAME keeps it.
-if llvmlite.binding.get_host_cpu_name() in ("znver4", "znver5") and numba.config.CPU_NAME is None:
-    numba.config.CPU_NAME = "skylake-avx512"
 
 
 class _Restrict(Compiler):

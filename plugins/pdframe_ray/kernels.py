@@ -171,6 +171,8 @@ def back_project(data, pad, layout, table, columns, planes, volume):  # noqa: AN
     first, last = planes
     rows = data.shape[1] - 2 * pad
     kind = volume.dtype.type
+    # What falls beside the volume, with weight 0: the two columns of a blend must not be one (see `compiled`).
+    outside = np.zeros(height, volume.dtype)
     for c in columns:
         entry = table[c]
         for j in range(first, last):
@@ -185,9 +187,10 @@ def back_project(data, pad, layout, table, columns, planes, volume):  # noqa: AN
                 continue
             w = position - i
             a, b = kind(0 if i < 0 else 1 - w), kind(0 if i + 1 == across else w)
-            base = j * plane_stride
-            low, high = base + max(i, 0) * across_stride, base + min(i + 1, across - 1) * across_stride
-            low, high = volume[low + z0 : low + z1], volume[high + z0 : high + z1]
+            base = j * plane_stride + i * across_stride
+            low = outside[z0:z1] if i < 0 else volume[base + z0 : base + z1]
+            base += across_stride
+            high = outside[z0:z1] if i + 1 == across else volume[base + z0 : base + z1]
             if step >= 1:
                 _spread_pair(data[c], pad, z, step, z0, a, b, low, high)
                 continue
