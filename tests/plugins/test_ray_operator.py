@@ -94,6 +94,26 @@ def test_column_form_is_the_plane_form(name: str) -> None:
         assert relative(fast.adjoint(y), plain.adjoint(y)) < bound
 
 
+def test_the_loops_are_given_no_two_arrays_that_overlap(monkeypatch) -> None:
+    """They are compiled on that promise: at the edge of the volume what became of a broken one hung on the CPU."""
+    pytest.importorskip("numba", reason="numba is not installed")
+    from pdframe_ray import kernels
+
+    calls = []
+
+    def spread(*arguments: object) -> None:
+        low, high = arguments[-2:]
+        assert len(low) == len(high) and not np.shares_memory(low, high)
+        calls.append(len(low))
+
+    monkeypatch.setattr(kernels, "_spread", spread)
+    monkeypatch.setattr(kernels, "_spread_pair", spread)
+    monkeypatch.setattr(kernels, "back_project", kernels.back_project.py_func)
+    operator = ConeBeam(SCANS["circular"], GRID)
+    operator.adjoint(noise(operator)[1])
+    assert calls
+
+
 def test_forms_agree_in_float32_at_the_size_of_a_scan() -> None:
     """White data show rounding of positions most; it must not grow with the number of voxels."""
     pytest.importorskip("numba", reason="numba is not installed")
