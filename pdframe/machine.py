@@ -120,10 +120,11 @@ def bfloat16() -> str:
     """Where networks run faster in bfloat16 on this machine, and by what."""
     import torch
 
-    flags = _cpu_flags()
-    fast = ["cuda (tensor cores)"] if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else []
-    unit = next((name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in flags), "")
-    fast += [f"cpu ({unit})"] if unit else []
+    from pdframe.nn.precondition import cpu_bfloat16, fast_bfloat16
+
+    cuda = torch.cuda.is_available() and fast_bfloat16(torch.device("cuda"))
+    fast = ["cuda (tensor cores)"] if cuda else []
+    fast += [f"cpu ({unit})"] if (unit := cpu_bfloat16()) else []
     return ", ".join(fast) or "no unit for it: networks run in float32"
 
 

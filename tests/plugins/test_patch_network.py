@@ -6,6 +6,7 @@ import pytest
 import torch
 from pdframe_patch.network import PRESETS, Inputs, PatchNetwork
 
+from pdframe import machine
 from pdframe.core.seeds import generator
 from pdframe.nn.precondition import fast_bfloat16, vp_time
 from pdframe.nn.unet import UNet, UNetShape
@@ -105,3 +106,4 @@ def test_bfloat16_is_used_where_the_cpu_multiplies_it_and_may(
     for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, probe, lambda probe=probe: probe in has, raising=False)
     assert fast_bfloat16(torch.device("cpu")) is fast
+    assert ("cpu (" in machine.bfloat16()) is fast  # what `pdframe doctor` and the rows of a bench tell
