@@ -124,7 +124,8 @@ def cgls(
     Starts at x0 (or zero), which is the centre too unless another is given. The iterates are those of conjugate
     gradients on (A'WA + damping I) x = A'W y + damping centre (Hestenes and Stiefel 1952; Bjorck 1996, algorithm
     7.4.1), but the data residual is at hand: an item stops when its misfit |y - A x|_W^2 is at or below `target` (a
-    number or one per item). `weights` is the diagonal of W, like y.
+    number or one per item). `weights` is the diagonal of W, like y. A step minimises along its direction, s'p and not
+    s's (equal without rounding), so that steps after the solution is reached do not lead away from it.
     Costs at most iterations + 1 forward and `iterations` adjoint calls (one forward fewer from zero).
     """
     k = cgls_start(operator, y, x0, weights=weights, target=target)
@@ -166,7 +167,7 @@ def cgls_step(
     active = k.active & (square > 0)
     p = s + per_item(_ratio(square, k.square, active), s).to(s) * k.direction
     q = operator.forward(p)
-    step = _ratio(square, dot(_weighed(q, weights), q) + damping * dot(p, p), active)
+    step = _ratio(dot(s, p), dot(_weighed(q, weights), q) + damping * dot(p, p), active)
     x, r = k.x + per_item(step, p).to(p) * p, k.residual - per_item(step, q).to(q) * q
     misfit = torch.where(active, dot(_weighed(r, weights), r), k.misfit)
     return CGLSState(x, r, misfit, p, square, active & (misfit > target), k.iterations + 1)

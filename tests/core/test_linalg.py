@@ -91,6 +91,15 @@ def test_float32_state_reaches_float32_accuracy():
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_steps_after_the_solution_is_reached_do_no_harm(dtype: torch.dtype, bound: float):
+    """There the gradient is rounding alone: a step that takes it to be conjugate goes too far, and diverges."""
+    operator, y = _operator(), _data().to(dtype)
+    want = torch.linalg.lstsq(operator.matrix, y.double().reshape(-1, 1)).solution.flatten()
+    got = cgls(operator, y, iterations=1000).x.flatten()
+    assert float((got - want).norm() / want.norm()) < bound
+
+
 def test_power_iteration_finds_the_largest_singular_value():
     operator = MatrixOperator(_matrix(40).abs(), GRID, (40,))
     want = float(torch.linalg.matrix_norm(operator.matrix, 2))
