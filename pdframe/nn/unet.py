@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pdframe.nn.conv import Conv2d, Conv3d
 from pdframe.nn.norm import GroupNorm
 
 
@@ -49,7 +50,7 @@ class UNetShape:
 
 
 def _conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    kind = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    kind = {2: Conv2d, 3: Conv3d}[dims]
     return kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
 
 
