@@ -49,12 +49,15 @@ SETTINGS: tuple[tuple[str, dict[str, object]], ...] = (
     ("red_diff", {"steps": 1000}),
     ("admm", {}),
 )
+#: In all rows: what the problem is.
+EXACT: dict[str, object] = {"nonnegative": False, "model_error": 0.0}
 HEAD = """# How far samples are from the posterior
 
 All samplers here are approximations: in `dds`, `diffpir` and `dps` a point stands for a draw from p(x0 | x_t, y), in
 `daps` a Gaussian of one width for p(x0 | x_t); `red_diff` and `admm` seek one volume, not samples. Where prior and
 noise are Gaussian the posterior is known, the denoiser exact, and the rest is the method's own error. Below: {samples}
-samples of `gaussian_toy` (64 voxels, 24 measurements with 0.05 of noise, smooth prior of deviation 0.5), settings that
+samples of `gaussian_toy` (64 voxels, 24 measurements with 0.05 of noise, smooth prior of deviation 0.5; `model_error`
+0, since the operator is exact), settings that
 differ from the defaults (of `dds`, whose defaults seek one good volume, from those as a sampler: {sampling}), and over
 all voxels
 
@@ -89,7 +92,7 @@ def measure(toy: GaussianToy, name: str, settings: dict[str, object], samples: i
     """Bias, spread, errors and misfit of `samples` draws, made in one batch: each item has its own noise."""
     y = toy.problem.y.expand(samples, *toy.problem.y.shape[1:]).clone()
     problem = dataclasses.replace(toy.problem, y=y)
-    solution = solve(problem, pdframe.build("solver", name, prior=toy.prior, nonnegative=False, **settings))
+    solution = solve(problem, pdframe.build("solver", name, prior=toy.prior, **EXACT, **settings))
     sure = toy.posterior_covariance.diagonal().sqrt().reshape(toy.truth.shape)
     mean, deviation = solution.x.mean(0, keepdim=True), solution.x.std(0, keepdim=True)
     weights = problem.noise.inverse_variance(y)

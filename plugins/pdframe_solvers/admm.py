@@ -24,7 +24,7 @@ from pdframe.core.linalg import dot
 from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.solver import Progress, Solver
-from pdframe_solvers.data_term import Weighting, data_term
+from pdframe_solvers.data_term import MODEL_ERROR, ModelError, Weighting, data_term
 from pdframe_solvers.ladder import LadderConfig, falling_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
@@ -41,6 +41,7 @@ class ADMMConfig(LadderConfig):
     strength: float = Field(1.0, gt=0, description="lambda: ADMM's penalty times sigma^2. 1 is exact for MAP.")
     cg: int = Field(10, ge=1, description="Conjugate-gradient steps for x in each step, warm-started.")
     weighting: Weighting = "statistical"
+    model_error: ModelError = MODEL_ERROR
     tolerance: float = Field(
         1e-3, ge=0, description="Stop when the relative primal and dual residuals are both below it; 0: never."
     )
@@ -54,7 +55,7 @@ class ADMMConfig(LadderConfig):
 class ADMMState:
     """x, its denoised copy z, and the scaled dual u; primal, dual: relative residuals (batch,), which end the solve.
 
-    misfit: of x, mean over y of its squared residual in units of the noise variance.
+    misfit: of x, mean over y of its squared residual in units of the variance.
     """
 
     x: Tensor
@@ -87,7 +88,7 @@ class ADMM(WarmSolver[ADMMState]):
         rho = s.strength / sigma**2
         u = state.u * (sigma / state.sigma) ** 2
 
-        data = data_term(problem, s.weighting)
+        data = data_term(problem, s.weighting, s.model_error)
         x, misfit, _ = data.closest(state.z - u, rho, cg=s.cg, start=state.x)
 
         z = self.prior.denoise(x + u, x.new_full((len(x),), sigma), rng=rng)

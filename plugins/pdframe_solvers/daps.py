@@ -28,7 +28,7 @@ from pdframe.core.problem import Problem
 from pdframe.core.schedule import edm_sigmas
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe_solvers.data_term import DataTerm, Fit, Weighting, data_term
+from pdframe_solvers.data_term import MODEL_ERROR, DataTerm, Fit, ModelError, Weighting, data_term
 from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
@@ -49,6 +49,7 @@ class DAPSConfig(LadderConfig):
     langevin: int = Field(100, ge=1, description="Langevin steps of a draw; each is a forward and an adjoint call.")
     rate: float = Field(0.5, gt=0, lt=2, description="Langevin step, over its stability limit of 2.")
     weighting: Weighting = "statistical"
+    model_error: ModelError = MODEL_ERROR
     nonnegative: bool = Field(True, description="Set negative voxels of each draw to 0.")
 
     def build(self, prior: Prior) -> Solver:
@@ -59,7 +60,7 @@ class DAPSConfig(LadderConfig):
 class DAPSState:
     """x: the noisy volume at the level of the next step. x0: the last draw. norm_squared: of W^(1/2) A, (batch,).
 
-    misfit: of the last draw before clipping, in units of the noise variance, mean over y.
+    misfit: of the last draw before clipping, in units of the variance, mean over y.
     """
 
     x: Tensor
@@ -83,16 +84,17 @@ class DAPS(WarmSolver[DAPSState]):
 
     def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DAPSState:
         s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
-        data = data_term(problem, s.weighting)
+        data = data_term(problem, s.weighting, s.model_error)
         if s.draw == "langevin" and data.noiseless:
-            raise ValueError('Langevin draws need a noise model: give the problem one, or set draw = "exact"')
+            raise ValueError('Langevin draws need a noise model or a model_error above 0; or set draw = "exact"')
         norm_squared = data.curvature() if s.draw == "langevin" else x0.new_zeros(len(x0))
         return DAPSState(x0 + sigma * normal(x0, rng), x0, norm_squared, 0, sigma, math.nan)
 
     def step(self, problem: Problem, state: DAPSState, rng: torch.Generator) -> DAPSState:
         s = self.settings
         sigma, sigma_next = noise_levels(s, self.prior)[state.step : state.step + 2]
-        data, variance = data_term(problem, s.weighting), 1 / (1 / sigma**2 + 1 / self.prior.deviation**2)
+        data = data_term(problem, s.weighting, s.model_error)
+        variance = 1 / (1 / sigma**2 + 1 / self.prior.deviation**2)
 
         x0_hat = self._flow(state.x, sigma, rng)
         if s.draw == "exact":

@@ -1,7 +1,8 @@
-"""|y - A x|_W^2 as the diffusion solvers see it, in units of the noise variance, and the steps that lower it.
+"""|y - A x|_W^2 as the diffusion solvers see it, in units of the variance of y, and the steps that lower it.
 
-With W the inverse variance of the noise the operator's scale drops out of every weight against a prior, and the value
-at the truth is known: the number of data.
+With W the inverse variance of y about A x, noise and model error together, the operator's scale drops out of every
+weight against a prior, and the value at the truth is known: the number of data. The model error is there since no scan
+is what an operator makes of voxels: without it, data of little or no noise are fitted by what is no part of the volume.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,14 +32,25 @@ Discrepancy = Annotated[
         "value under the noise model (Morozov's principle; 1 is the noise level). 0 never stops early.",
     ),
 ]
+ModelError = Annotated[
+    float,
+    Field(
+        ge=0,
+        description="Standard deviation of what the operator gets wrong (voxels for tissue, spectrum, scatter), as a "
+        "share of the rms of y; its square is added to the variance of the noise. 0: the operator is exact.",
+    ),
+]
 Nonnegative = Annotated[bool, Field(description="Set negative voxels to 0 after each data step.")]
+
+#: What voxels alone make of a chest is 0.4 % at 2.75 mm and 0.9 % at 4 mm; too much costs less than too little.
+MODEL_ERROR = 0.01
 
 #: For the norm of W^(1/2) A: within some 2 % for a scanner, from below. 8 forward and 7 adjoint calls.
 POWER_ITERATIONS = 8
 
 
 class Fit(NamedTuple):
-    """x; mean over y of its squared residual in units of the noise variance (1 is the noise level); CG iterations."""
+    """x; mean over y of its squared residual in units of the variance (1 is the noise level); CG iterations."""
 
     x: Tensor
     misfit: float
@@ -48,7 +61,8 @@ class Fit(NamedTuple):
 class DataTerm:
     """The data term of one problem. `weights` is the diagonal of W, like y.
 
-    noiseless: there is no noise to weigh against; W is 1, and every pull towards a prior in a data step is 0.
+    noiseless: there is no noise or model error to weigh against; W is 1, and every pull towards a prior in a data step
+    is 0.
     """
 
     operator: ForwardOperator
@@ -92,10 +106,16 @@ class DataTerm:
         return power_iteration(self.operator, iterations=POWER_ITERATIONS, weights=self.weights) ** 2
 
 
-def data_term(problem: Problem, weighting: Weighting) -> DataTerm:
+def data_term(problem: Problem, weighting: Weighting, model_error: float) -> DataTerm:
     """With statistical weights, or with their harmonic mean for all values: the inverse of the mean variance."""
-    weights = problem.noise.inverse_variance(problem.y)
+    y = problem.y
+    noiseless = isinstance(problem.noise, NoNoise) and not model_error
+    if noiseless:
+        return DataTerm(problem.operator, y, torch.ones_like(y), noiseless)
+    power = y.square().flatten(1).mean(1)
+    power = torch.where(power > 0, power, 1.0)  # of an empty scan any weight is right, but 1/0
+    noise = torch.zeros_like(y) if isinstance(problem.noise, NoNoise) else 1 / problem.noise.inverse_variance(y)
+    variance = noise + per_item(model_error**2 * power, y)
     if weighting == "none":
-        mean = 1 / (1 / weights).flatten(1).mean(1)
-        weights = per_item(mean, weights).expand_as(weights)
-    return DataTerm(problem.operator, problem.y, weights, isinstance(problem.noise, NoNoise))
+        variance = per_item(variance.flatten(1).mean(1), y).expand_as(y)
+    return DataTerm(problem.operator, y, 1 / variance, noiseless)

@@ -22,7 +22,7 @@ from pdframe.core.prior import Prior, denoised
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe_solvers.data_term import Discrepancy, Fit, Nonnegative, Weighting, data_term
+from pdframe_solvers.data_term import MODEL_ERROR, Discrepancy, Fit, ModelError, Nonnegative, Weighting, data_term
 from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
@@ -47,6 +47,7 @@ class DDSConfig(LadderConfig):
     start: Start = "pseudoinverse"
     cg: int = Field(30, ge=0, description="Most conjugate-gradient steps in one data step.")
     weighting: Weighting = "none"
+    model_error: ModelError = MODEL_ERROR
     proximal: float = Field(
         1.0,
         ge=0,
@@ -71,7 +72,7 @@ class DDSConfig(LadderConfig):
 class DDSState:
     """x: the noisy volume at the level of the next step. x0: the estimate after the last data step.
 
-    misfit: mean over y of its squared residual in units of the noise variance; 1 is the noise level.
+    misfit: mean over y of its squared residual in units of the variance; 1 is the noise level.
     cg: iterations of the last data step.
     """
 
@@ -136,7 +137,7 @@ class DDS(WarmSolver[DDSState]):
         """
         s = self.settings
         gamma = s.proximal * (1 / sigma**2 + 1 / self.prior.deviation**2)
-        fit = data_term(problem, s.weighting).closest(x0_hat, gamma, cg=s.cg, discrepancy=s.discrepancy)
+        fit = data_term(problem, s.weighting, s.model_error).closest(x0_hat, gamma, cg=s.cg, discrepancy=s.discrepancy)
         return fit._replace(x=self._feasible(fit.x))
 
     def _feasible(self, x: Tensor) -> Tensor:

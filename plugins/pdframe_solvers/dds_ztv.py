@@ -27,7 +27,7 @@ from pdframe.core.prior import Prior, per_item
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe_solvers.data_term import Nonnegative, Weighting, data_term
+from pdframe_solvers.data_term import MODEL_ERROR, ModelError, Nonnegative, Weighting, data_term
 from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
@@ -52,6 +52,7 @@ class DDSZTVConfig(LadderConfig):
         description="lambda / rho: differences between slices up to it are taken for noise, in prior deviations.",
     )
     weighting: Weighting = "none"
+    model_error: ModelError = MODEL_ERROR
     nonnegative: Nonnegative = True
 
     def build(self, prior: Prior) -> Solver:
@@ -88,7 +89,7 @@ class DDSZTV(WarmSolver[DDSZTVState]):
 
     def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DDSZTVState:
         s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
-        data = data_term(problem, s.weighting)
+        data = data_term(problem, s.weighting, s.model_error)
         norm_squared, zero = data.curvature(), torch.zeros_like(_difference(x0))
         back = problem.operator.adjoint(data.weights * data.y) / per_item(norm_squared, x0).to(x0)
         return DDSZTVState(x0 + s.temperature * sigma * normal(x0, rng), x0, zero, zero, back, norm_squared, 0, sigma)
@@ -96,7 +97,7 @@ class DDSZTV(WarmSolver[DDSZTVState]):
     def step(self, problem: Problem, state: DDSZTVState, rng: torch.Generator) -> DDSZTVState:
         s, x, operator = self.settings, state.x, problem.operator
         sigma, sigma_next = noise_levels(s, self.prior)[state.step : state.step + 2]
-        weights, scale = data_term(problem, s.weighting).weights, per_item(state.norm_squared, x).to(x)
+        weights, scale = data_term(problem, s.weighting, s.model_error).weights, per_item(state.norm_squared, x).to(x)
 
         x0_hat = self.prior.denoise(x, x.new_full((len(x),), sigma), rng=rng)
 

@@ -7,7 +7,7 @@ algorithm 1) in variance-exploding form: x_t = x0 + sigma_t z is a VP sample div
         eps'   = (x_t - x0') / sigma_t                                                     the noise, seen from x0'
         x_s    = x0' + sigma_s (sqrt(1 - zeta) eps' + sqrt(zeta) z)                        equation 15
 
-W is the inverse noise variance, so rho_t is the paper's lambda sigma_n^2 / sigma_t^2. Unlike in `dds` the noise that is
+W is the inverse variance of y, so rho_t is the paper's lambda sigma_n^2 / sigma_t^2. Unlike in `dds` the noise that is
 kept is what x0' leaves of x_t, and the pull towards x0_hat weakens without bound as the noise grows.
 """
 
@@ -24,7 +24,7 @@ from pdframe.core.prior import Prior
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe_solvers.data_term import Discrepancy, Nonnegative, Weighting, data_term
+from pdframe_solvers.data_term import MODEL_ERROR, Discrepancy, ModelError, Nonnegative, Weighting, data_term
 from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
@@ -45,6 +45,7 @@ class DiffPIRConfig(LadderConfig):
     )
     cg: int = Field(10, ge=0, description="Most conjugate-gradient steps in one data step.")
     weighting: Weighting = "statistical"
+    model_error: ModelError = MODEL_ERROR
     discrepancy: Discrepancy = 1.0
     nonnegative: Nonnegative = True
 
@@ -56,7 +57,7 @@ class DiffPIRConfig(LadderConfig):
 class DiffPIRState:
     """x: the noisy volume at the level of the next step. x0: the estimate after the last data step.
 
-    misfit: mean over y of its squared residual in units of the noise variance; 1 is the noise level.
+    misfit: mean over y of its squared residual in units of the variance; 1 is the noise level.
     """
 
     x: Tensor
@@ -88,7 +89,7 @@ class DiffPIR(WarmSolver[DiffPIRState]):
 
         x0_hat = self.prior.denoise(x, x.new_full((len(x),), sigma), rng=rng)
 
-        data = data_term(problem, s.weighting)
+        data = data_term(problem, s.weighting, s.model_error)
         x0, misfit, cg = data.closest(x0_hat, s.strength / sigma**2, cg=s.cg, discrepancy=s.discrepancy)
         x0 = x0.clamp_min(0) if s.nonnegative else x0
 

@@ -37,7 +37,7 @@ from pdframe.core.prior import Prior, per_item
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe_solvers.data_term import Weighting, data_term
+from pdframe_solvers.data_term import MODEL_ERROR, ModelError, Weighting, data_term
 from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
@@ -55,6 +55,7 @@ class DPSConfig(LadderConfig):
         "exact", description="Gradient through the prior, or with its Jacobian taken for the identity."
     )
     weighting: Weighting = "statistical"
+    model_error: ModelError = MODEL_ERROR
     nonnegative: bool = Field(True, description="Set negative voxels of the estimate to 0.")
 
     def build(self, prior: Prior) -> Solver:
@@ -65,7 +66,7 @@ class DPSConfig(LadderConfig):
 class DPSState:
     """x: the noisy volume at the level of the next step. x0: the last denoised one, at the end x.
 
-    metric: P, like x; 0 where no ray passes. misfit: of the last x0_hat, in units of the noise variance, mean over y.
+    metric: P, like x; 0 where no ray passes. misfit: of the last x0_hat, in units of the variance, mean over y.
     """
 
     x: Tensor
@@ -91,7 +92,7 @@ class DPS(WarmSolver[DPSState]):
 
     def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> DPSState:
         s, sigma = self.settings, noise_levels(self.settings, self.prior)[0]
-        data = data_term(problem, s.weighting)
+        data = data_term(problem, s.weighting, s.model_error)
         sums = data.operator.adjoint(data.weights * data.operator.forward(torch.ones_like(x0)))
         seen = sums > 1e-6 * per_item(sums.flatten(1).amax(1), sums)
         metric = torch.where(seen, 1 / torch.where(seen, sums, 1.0), 0.0)
@@ -100,7 +101,7 @@ class DPS(WarmSolver[DPSState]):
     def step(self, problem: Problem, state: DPSState, rng: torch.Generator) -> DPSState:
         s, x, deviation = self.settings, state.x, self.prior.deviation
         sigma, sigma_next = noise_levels(s, self.prior)[state.step : state.step + 2]
-        data = data_term(problem, s.weighting)
+        data = data_term(problem, s.weighting, s.model_error)
 
         # Tweedie, and the gradient of f.
         with torch.set_grad_enabled(s.jacobian == "exact"):

@@ -24,7 +24,7 @@ from pdframe.core.prior import Prior, per_item
 from pdframe.core.problem import Problem
 from pdframe.core.seeds import normal
 from pdframe.core.solver import Progress, Solver
-from pdframe_solvers.data_term import Weighting, data_term
+from pdframe_solvers.data_term import MODEL_ERROR, ModelError, Weighting, data_term
 from pdframe_solvers.ladder import LadderConfig, SigmaMax, SigmaMin, Steps, noise_levels
 from pdframe_solvers.start import Start, WarmSolver, started
 
@@ -42,6 +42,7 @@ class REDDiffConfig(LadderConfig):
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's memory of the gradient.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Adam's memory of its square.")
     weighting: Weighting = "none"
+    model_error: ModelError = MODEL_ERROR
     nonnegative: bool = Field(True, description="Set negative voxels to 0 after each step.")
 
     def build(self, prior: Prior) -> Solver:
@@ -52,7 +53,7 @@ class REDDiffConfig(LadderConfig):
 class REDDiffState:
     """mu: the volume. first, second: Adam's moments. norm_squared: of W^(1/2) A, (batch,).
 
-    misfit: of mu before the last step, in units of the noise variance, mean over y.
+    misfit: of mu before the last step, in units of the variance, mean over y.
     """
 
     mu: Tensor
@@ -76,7 +77,7 @@ class REDDiff(WarmSolver[REDDiffState]):
         return self.settings.steps
 
     def begin(self, problem: Problem, x0: Tensor, rng: torch.Generator) -> REDDiffState:
-        zero, data = torch.zeros_like(x0), data_term(problem, self.settings.weighting)
+        zero, data = torch.zeros_like(x0), data_term(problem, self.settings.weighting, self.settings.model_error)
         return REDDiffState(x0, zero, zero, data.curvature(), 0, math.nan, math.nan)
 
     def step(self, problem: Problem, state: REDDiffState, rng: torch.Generator) -> REDDiffState:
@@ -87,7 +88,7 @@ class REDDiff(WarmSolver[REDDiffState]):
         x0_hat = self.prior.denoise(x, x.new_full((len(x),), sigma), rng=rng)
 
         # In prior deviations, so that Adam's guard against division by 0 means the same in any unit.
-        data = data_term(problem, s.weighting)
+        data = data_term(problem, s.weighting, s.model_error)
         slope, square = data.slope(mu)
         slope = slope / per_item(state.norm_squared, slope).to(slope) + s.strength * (mu - x0_hat)
         slope = slope / self.prior.deviation

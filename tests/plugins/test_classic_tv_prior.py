@@ -48,6 +48,7 @@ def test_admm_with_this_prior_ends_where_admm_tv_does():
     scale = float(power_iteration(operator, iterations=8)) ** 2
     prior = build("prior", "tv", slope=deviation**2 / (weight * scale), iterations=60, mean=0.5, deviation=1.0)
     settings = {"sigma_max": 0.05, "sigma_min": 0.05, "anneal": 1, "start": "noise", "weighting": "none"}
+    settings["model_error"] = 0.0
     got = solve(problem, build("solver", "admm", prior=prior, steps=3000, cg=30, tolerance=1e-4, **settings))
     want = solve(problem, build("solver", "admm_tv", weight=weight, steps=3000, tolerance=1e-6))
     assert got.status is Status.finished

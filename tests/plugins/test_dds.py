@@ -19,7 +19,7 @@ from pdframe.testing.toys import GaussianPrior
 
 #: A sampler with every part of the algorithm at work, from pure noise.
 FROM_NOISE = {"start": "noise", "steps": 30, "sigma_max": 10.0, "sigma_min": 0.02, "eta": 0.85, "temperature": 1.0}
-FROM_NOISE |= {"cg": 10, "weighting": "statistical", "proximal": 0.0, "discrepancy": 1.0}
+FROM_NOISE |= {"cg": 10, "weighting": "statistical", "proximal": 0.0, "discrepancy": 1.0, "model_error": 0.0}
 
 
 def _config(**settings: object) -> DDSConfig:
@@ -112,6 +112,20 @@ def test_weights_follow_the_noise_model_or_its_mean():
     for weighting, weights in (("statistical", inverse), ("none", uniform)):
         want = _recursion(_config(**settings), weights)
         torch.testing.assert_close(_solve(problem, weighting=weighting, **settings).x, want, rtol=0, atol=1e-6)
+
+
+def test_a_model_error_adds_to_the_variance_and_keeps_the_pull_to_the_prior_without_noise():
+    settings = {"steps": 5, "cg": 5, "discrepancy": 0.0, "proximal": 1.0, "model_error": 0.03}
+    error = 0.03**2 * float((Y**2).mean())
+    for noise, variance in ((TOY.problem.noise, TOY.problem.noise.deviation**2), (NoNoise(), 0.0)):
+        want = _recursion(_config(**settings), torch.full((ROWS,), 1 / (variance + error), dtype=torch.float64))
+        got = _solve(dataclasses.replace(TOY.problem, noise=noise), **settings)
+        torch.testing.assert_close(got.x, want, rtol=0, atol=1e-6)
+
+
+def test_an_empty_scan_without_noise_gives_a_finite_volume():
+    problem = dataclasses.replace(TOY.problem, y=torch.zeros_like(TOY.problem.y), noise=NoNoise())
+    assert bool(_solve(problem, steps=3, model_error=0.01).x.isfinite().all())
 
 
 def test_noise_aware_stopping_leaves_the_residual_at_the_noise_level():

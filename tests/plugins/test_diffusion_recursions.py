@@ -34,15 +34,16 @@ LADDER = {"steps": 5, "sigma_max": 4.0, "sigma_min": 0.1, "rho": 5.0}
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What holds for every solver: how rays are weighed, and whether volumes may be negative."""
+    """What holds for every solver: how rays are weighed, whether volumes may be negative, the operator's error."""
 
     weighting: str
     nonnegative: bool
+    model_error: float = 0.0
 
     @property
     def w(self) -> Tensor:
         """The diagonal of W."""
-        inverse = PROBLEM.noise.inverse_variance(Y)
+        inverse = 1 / (1 / PROBLEM.noise.inverse_variance(Y) + self.model_error**2 * (Y**2).mean())
         return inverse if self.weighting == "statistical" else torch.full_like(inverse, float(1 / (1 / inverse).mean()))
 
     @property
@@ -68,13 +69,22 @@ class Rules:
         return x.clamp_min(0) if self.nonnegative else x
 
     def agree(self, config: Callable[..., Config], want: Tensor, **settings: object) -> None:
-        told = config(weighting=self.weighting, nonnegative=self.nonnegative, **settings)
+        told = config(**dataclasses.asdict(self), **settings)
         got = solve(PROBLEM, told.build(prior=TOY.prior), rng=generator(0, "test"))
         assert got.status in (Status.finished, Status.step_limit)
         torch.testing.assert_close(got.x, want.reshape(SHAPE), rtol=0, atol=1e-6)
 
 
-@pytest.fixture(params=[("statistical", False), ("none", False), ("statistical", True)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    params=[
+        ("statistical", False),
+        ("none", False),
+        ("statistical", True),
+        ("statistical", False, 0.05),
+        ("none", True, 0.05),
+    ],
+    ids=str,
+)
 def rules(request: pytest.FixtureRequest) -> Rules:
     return Rules(*request.param)
 
